@@ -263,8 +263,6 @@ mod tests {
             ":",
             "a:",
             "a:b c",
-            "A/b",
-            "docker.io/A",
             "a//b",
             "a@sha256:00",
             "-a",

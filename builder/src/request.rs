@@ -1,0 +1,97 @@
+//! Hides nothing: what a build is to do, after the command line's flags became meaning.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use kiln_frontend::graph::NetworkMode;
+use kiln_oci::platform::Platform;
+use kiln_oci::reference::Reference;
+
+/// One build, complete and valid.
+#[derive(Debug, Clone)]
+pub struct BuildRequest {
+    /// What `COPY` takes its files from.
+    pub context: ContextSource,
+    /// Where the Dockerfile is.
+    pub dockerfile: DockerfileSource,
+    /// What the Dockerfile is told: arguments, labels, target, platforms.
+    pub language: LanguageOptions,
+    /// Which cached results may be used.
+    pub caching: Caching,
+    /// Lines for `/etc/hosts` in RUN: name and address.
+    pub extra_hosts: Vec<(String, String)>,
+    /// The size of `/dev/shm` in RUN, in bytes.
+    pub shm_size: Option<u64>,
+    /// Names for the image in the store.
+    pub tags: Vec<Reference>,
+    /// Whether the tags are pushed to their registries when the image is complete.
+    pub push: bool,
+    /// Files to write.
+    pub outputs: Vec<Output>,
+    /// The one clock value of the build: `created` of the image and its history.
+    pub clock: SystemTime,
+}
+
+/// What `COPY` takes its files from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContextSource {
+    /// A folder.
+    Folder(PathBuf),
+    /// Nothing: the Dockerfile came from standard input.
+    Empty,
+}
+
+/// Where the Dockerfile is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DockerfileSource {
+    /// `Dockerfile` in the context, or else `dockerfile`.
+    Default,
+    /// A path: relative ones count from the current folder, as `docker build -f` takes them.
+    Path(PathBuf),
+    /// Its bytes, read from standard input.
+    Bytes(Vec<u8>),
+}
+
+/// What the Dockerfile is told from outside.
+#[derive(Debug, Clone)]
+pub struct LanguageOptions {
+    /// `--build-arg`, with values.
+    pub build_args: Vec<(String, String)>,
+    /// `--target`.
+    pub target: Option<String>,
+    /// `--label`.
+    pub labels: Vec<(String, String)>,
+    /// The platform of the image.
+    pub platform: Platform,
+    /// `--network`.
+    pub network: NetworkMode,
+}
+
+/// Which cached results may be used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Caching {
+    /// `--no-cache`: none.
+    pub disabled: bool,
+    /// `--no-cache-filter`: none of these stages.
+    pub disabled_stages: Vec<String>,
+    /// `--pull`: ask the registry what a tag means now, even when the store knows an image of that name.
+    pub pull: bool,
+}
+
+/// A file to write the image to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// In which form.
+    pub format: ArchiveFormat,
+    /// Where to; `None` is standard output.
+    pub dest: Option<PathBuf>,
+}
+
+/// The form of an image in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ArchiveFormat {
+    /// A tar of an OCI image layout (`type=oci`).
+    Oci,
+    /// A tar that `docker load` reads (`type=docker`).
+    Docker,
+}
