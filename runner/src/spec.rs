@@ -1,0 +1,193 @@
+//! What to run: the words in which the rest of kiln asks for a sandbox, free of how the kernel gives one.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// One command and the world that it sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunSpec {
+    /// Where the root file system comes from.
+    pub root: RootFs,
+    /// The command: `args[0]` is looked up in the `PATH` of [`RunSpec::env`] when it holds no slash.
+    pub args: Vec<OsString>,
+    /// The whole environment, in this order; nothing of kiln's own environment is added. `HOME` is appended from the
+    /// image's passwd file when it is absent or empty.
+    pub env: Vec<(OsString, OsString)>,
+    /// Absolute working directory inside the root; made (0755, root) when it is missing.
+    pub cwd: PathBuf,
+    /// `USER` in Dockerfile syntax: empty, `name`, `uid`, `name:group`, `uid:gid` and mixtures, resolved with the root's
+    /// `/etc/passwd` and `/etc/group`.
+    pub user: String,
+    /// The host name that the command sees.
+    pub hostname: String,
+    /// Which network the command sees.
+    pub network: Network,
+    /// Mounts besides the standard ones, attached in this order.
+    pub mounts: Vec<Mount>,
+    /// Further lines of `/etc/hosts`: (name, address).
+    pub extra_hosts: Vec<(String, String)>,
+    /// Size of `/dev/shm` in bytes.
+    pub shm_size: u64,
+    /// Most processes and threads that may exist in the sandbox at once (enforced where a pids cgroup can be had).
+    pub pids: u64,
+    /// How tight the sandbox is.
+    pub security: Security,
+}
+
+impl RunSpec {
+    /// Host name that builds are used to (BuildKit's).
+    pub const HOSTNAME: &'static str = "buildkitsandbox";
+
+    /// `args` in `root` as root in `/`, with an empty environment, the host's network and the usual limits.
+    pub fn new(root: RootFs, args: Vec<OsString>) -> RunSpec {
+        RunSpec {
+            root,
+            args,
+            env: Vec::new(),
+            cwd: PathBuf::from("/"),
+            user: String::new(),
+            hostname: RunSpec::HOSTNAME.to_owned(),
+            network: Network::Host,
+            mounts: Vec::new(),
+            extra_hosts: Vec::new(),
+            shm_size: 64 << 20,
+            pids: 16_384,
+            security: Security::Sandbox,
+        }
+    }
+}
+
+/// The root file system.
+///
+/// With [`RootFs::Overlay`], what the command changes is complete in `upper` when [`crate::run`] returns, with the overlay
+/// unmounted. The overlay is mounted `volatile`: no `fsync` of the command reaches the disk, so whoever names the result
+/// durably has to `syncfs` first. `work` then holds the kernel's leftovers and must be removed, never used again (the kernel
+/// refuses it after a volatile mount); `upper` may be a lower of later overlays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RootFs {
+    /// An overlay of layer directories.
+    Overlay {
+        /// Read-only layers, top first; may be empty.
+        lowers: Vec<PathBuf>,
+        /// Takes the changes. Its own mode and owner are what the command sees at `/`.
+        upper: PathBuf,
+        /// Empty directory on the same file system as `upper`.
+        work: PathBuf,
+    },
+    /// A plain directory, changed in place.
+    Dir(PathBuf),
+}
+
+/// Which network the command sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Network {
+    /// The host's, with its `/etc/resolv.conf`.
+    Host,
+    /// A network namespace with only a loopback interface.
+    None,
+}
+
+/// How tight the sandbox is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Security {
+    /// Docker's 14 default capabilities, set-user-id programs work.
+    Sandbox,
+    /// Podman's 11 default capabilities, and `no_new_privs`.
+    Hardened,
+}
+
+/// One mount besides the standard ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Absolute path in the sandbox; symbolic links in it are followed inside the root. Missing directories (or the file, when
+    /// the source is one) are made for the time of the run.
+    pub target: PathBuf,
+    /// What appears there.
+    pub source: MountSource,
+    /// Path below the source that is mounted instead of the whole; resolved inside the source, links never lead out of it.
+    /// Empty or `/` is the whole.
+    pub subpath: PathBuf,
+    /// The command can't write through this mount.
+    pub readonly: bool,
+}
+
+/// What a [`Mount`] shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountSource {
+    /// A directory or file of the host. A trailing symbolic link is refused.
+    Bind {
+        /// Absolute host path.
+        path: PathBuf,
+    },
+    /// An overlay of layer directories, e.g. another stage or the build context.
+    Overlay {
+        /// Layers, top first; at least one.
+        lowers: Vec<PathBuf>,
+        /// Where writes go; `None` makes the mount read-only.
+        upper: Option<OverlayUpper>,
+    },
+    /// An empty memory file system, mode 1777.
+    Tmpfs {
+        /// Most bytes it holds; `None` is the kernel's default.
+        size: Option<u64>,
+    },
+    /// A file with this content that exists nowhere on disk, owned by root.
+    File {
+        /// The content.
+        data: Vec<u8>,
+        /// Permission bits.
+        mode: u32,
+    },
+}
+
+/// The writable part of a [`MountSource::Overlay`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverlayUpper {
+    /// Takes the changes.
+    pub upper: PathBuf,
+    /// Empty directory on the same file system as `upper`.
+    pub work: PathBuf,
+}
+
+/// Which of the command's streams some output came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// How the command ended.
+    pub status: Status,
+}
+
+/// How the command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// It exited with this code.
+    Exited(i32),
+    /// It was ended by this signal.
+    Signaled(i32),
+    /// It was ended because the sandbox reached its memory limit.
+    OomKilled,
+}
+
+impl Status {
+    /// Did the command exit with code 0?
+    pub fn success(self) -> bool {
+        self == Status::Exited(0)
+    }
+
+    /// The code that a shell would show: 128 + signal for a signal, 137 for lack of memory.
+    pub fn code(self) -> i32 {
+        match self {
+            Status::Exited(code) => code,
+            Status::Signaled(signal) => 128 + signal,
+            Status::OomKilled => 137,
+        }
+    }
+}
