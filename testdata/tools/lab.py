@@ -1,0 +1,334 @@
+#!/usr/bin/env python3
+"""The servers and base images that kiln's tests, demo and benchmark run against: all real, all on loopback.
+
+usage: lab.py bases [busybox] [debian]         make the base images (OCI layouts) in the cache folder; print where
+       lab.py registry DIR [--seed NAME]... [--auth USER:PASSWORD] [--tls]
+       lab.py dockerd DIR --mirror URL [--mirror URL]...
+       lab.py files DIR                        a file server for ADD of URLs
+
+Each server prints one line of JSON when it is ready and serves until its standard input ends. So it cannot outlive
+the test, script or person that started it, whatever kills that one.
+
+The cache folder is $KILN_TEST_CACHE, else $XDG_CACHE_HOME/kiln-test, else ~/.cache/kiln-test. Removing it is safe.
+"""
+import argparse, fcntl, functools, gzip, hashlib, http.server, io, json, os, shutil, signal, socket, stat, subprocess, sys
+import tarfile, tempfile, threading, time, urllib.request
+
+# Every file of a base image carries this time, so that the same packages give the same bytes.
+EPOCH = 1_700_000_000
+CREATED = "2023-11-14T22:13:20Z"
+PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# Changing how a base is made must change this, or an old cache would be taken for a new one.
+RECIPE = "3"
+
+PASSWD = """root:x:0:0:root:/root:/bin/sh
+daemon:x:1:1:daemon:/usr/sbin:/bin/false
+bin:x:2:2:bin:/bin:/bin/false
+www-data:x:33:33:www-data:/var/www:/bin/false
+app:x:1000:1001:app:/home/app:/bin/sh
+nobody:x:65534:65534:nobody:/home:/bin/false
+"""
+GROUP = """root:x:0:
+daemon:x:1:
+bin:x:2:
+audio:x:29:app
+www-data:x:33:
+staff:x:50:app,www-data
+users:x:100:
+appgroup:x:1001:
+nogroup:x:65534:
+"""
+
+
+def cache_dir():
+    home = os.environ.get("KILN_TEST_CACHE")
+    if not home:
+        home = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "kiln-test")
+    os.makedirs(home, exist_ok=True)
+    return home
+
+
+def say(**facts):
+    print(json.dumps(facts), flush=True)
+
+
+# --- base images ---------------------------------------------------------------------------------------------------
+
+
+def busybox_tar(out):
+    """One static program and a hard link for each applet, as the image of that name on Docker Hub is laid out."""
+    program = next((p for p in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(p)), None)
+    if program is None:
+        sys.exit("lab.py: busybox-static is not installed")
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+
+        def entry(name, kind, mode, uid=0, gid=0, data=b"", link=""):
+            info = tarfile.TarInfo(name)
+            info.type, info.mode, info.uid, info.gid, info.mtime, info.linkname = kind, mode, uid, gid, EPOCH, link
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+        # The folders and files that a sandbox mounts over exist in the image, as they do in any real one.
+        folders = {"bin": 0o755, "dev": 0o755, "etc": 0o755, "home": 0o755, "lib": 0o755, "proc": 0o755, "root": 0o700,
+                   "run": 0o755, "sys": 0o755, "tmp": 0o1777, "usr": 0o755, "usr/bin": 0o755, "usr/sbin": 0o755,
+                   "usr/local": 0o755, "usr/local/bin": 0o755, "var": 0o755, "var/tmp": 0o1777, "var/www": 0o755}
+        for name, mode in folders.items():
+            entry(name, tarfile.DIRTYPE, mode)
+        entry("home/app", tarfile.DIRTYPE, 0o750, 1000, 1001)
+        entry("var/run", tarfile.SYMTYPE, 0o777, link="../run")
+        for name, text in {"passwd": PASSWD, "group": GROUP, "hosts": "", "resolv.conf": "", "hostname": ""}.items():
+            entry("etc/" + name, tarfile.REGTYPE, 0o644, data=text.encode())
+        entry("bin/busybox", tarfile.REGTYPE, 0o755, data=open(program, "rb").read())
+        for applet in sorted(set(subprocess.check_output([program, "--list"], text=True).split())):
+            if applet != "busybox":
+                entry("bin/" + applet, tarfile.LNKTYPE, 0o755, link="bin/busybox")
+
+
+def debian_tar(out):
+    """What `debootstrap --variant=minbase bookworm` unpacks, without what only that run explains."""
+    root = tempfile.mkdtemp(prefix="debian-", dir=cache_dir())
+    try:
+        mirror = os.environ.get("KILN_TEST_DEBIAN_MIRROR", "http://deb.debian.org/debian")
+        log = os.path.join(cache_dir(), "debootstrap.log")
+        with open(log, "wb") as to:
+            code = subprocess.run(["debootstrap", "--variant=minbase", "bookworm", root, mirror], stdout=to, stderr=to).returncode
+        if code:
+            sys.exit(f"lab.py: debootstrap failed, see {log}:\n" + "".join(open(log).readlines()[-5:]))
+        for name in ("etc/resolv.conf", "etc/hostname", "etc/hosts", "etc/machine-id"):
+            open(os.path.join(root, name), "w").close()
+        for name in ("var/cache/apt", "var/lib/apt/lists", "var/log", "dev", "var/cache/ldconfig", "tmp"):
+            for found in os.scandir(os.path.join(root, name)):
+                shutil.rmtree(found.path) if found.is_dir(follow_symlinks=False) else os.unlink(found.path)
+        for name in ("var/cache/apt/archives/partial", "var/lib/apt/lists/partial", "var/log/apt"):
+            os.makedirs(os.path.join(root, name))
+
+        def even(info):
+            info.mtime = EPOCH
+            info.uname = info.gname = ""
+            return info
+
+        with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for name in sorted(os.listdir(root)):
+                tar.add(os.path.join(root, name), name, filter=even)  # descends in sorted order
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+BASES = {"busybox": (busybox_tar, "latest", ["sh"]), "debian": (debian_tar, "bookworm", ["bash"])}
+
+
+def base(name):
+    """The OCI layout of a base image, made when the cache doesn't hold it. Two processes that ask at once wait for each other."""
+    fill, tag, command = BASES[name]
+    final = os.path.join(cache_dir(), f"{name}-{RECIPE}")
+    with open(final + ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(os.path.join(final, "index.json")):
+            shutil.rmtree(final, ignore_errors=True)
+            building = final + ".new"
+            shutil.rmtree(building, ignore_errors=True)
+            blobs = os.path.join(building, "blobs", "sha256")
+            os.makedirs(blobs)
+
+            def put(data):
+                digest = hashlib.sha256(data).hexdigest()
+                with open(os.path.join(blobs, digest), "wb") as f:
+                    f.write(data)
+                return {"digest": "sha256:" + digest, "size": len(data)}
+
+            with tempfile.TemporaryFile(dir=building) as plain:
+                fill(plain)
+                plain.seek(0)
+                data = plain.read()
+            config = {"architecture": "amd64", "os": "linux", "created": CREATED, "config": {"Env": [PATH], "Cmd": command},
+                      "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(data).hexdigest()]},
+                      "history": [{"created": CREATED, "created_by": f"the {name} base of kiln's tests"}]}
+            layer = put(gzip.compress(data, 6, mtime=0)) | {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip"}
+            config = put(json.dumps(config).encode()) | {"mediaType": "application/vnd.oci.image.config.v1+json"}
+            kind = "application/vnd.oci.image.manifest.v1+json"
+            manifest = put(json.dumps({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": [layer]}).encode())
+            manifest |= {"mediaType": kind, "annotations": {"org.opencontainers.image.ref.name": tag}}
+            for file, value in {"oci-layout": {"imageLayoutVersion": "1.0.0"}, "index.json": {"schemaVersion": 2, "manifests": [manifest]}}.items():
+                with open(os.path.join(building, file), "w") as f:
+                    json.dump(value, f)
+            os.rename(building, final)
+    return final, tag
+
+
+# --- servers -------------------------------------------------------------------------------------------------------
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_for(what, ready, child, log, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if child.poll() is not None:
+            break
+        if ready():
+            return
+        time.sleep(0.02)
+    child.kill()
+    child.wait()
+    sys.exit(f"lab.py: {what} did not start, its log {log} ends:\n" + "".join(open(log, errors="replace").readlines()[-15:]))
+
+
+def connects(port):
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+def tls_files(folder):
+    """A private authority and a certificate for loopback that it signed."""
+    def openssl(*args):
+        subprocess.run(["openssl", *args], cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=kiln test authority",
+            "-keyout", "ca.key", "-out", "ca.crt")
+    openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.csr")
+    with open(os.path.join(folder, "san"), "w") as f:
+        f.write("subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n")
+    openssl("x509", "-req", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+            "-extfile", "san", "-out", "server.crt")
+
+
+class Server:
+    """A child in a process group of its own; `stop` ends the group and removes what `remove` names."""
+
+    def __init__(self, child, remove=()):
+        self.child, self.remove = child, remove
+
+    def stop(self, seconds=15):
+        if self.child.poll() is None:
+            self.child.terminate()
+            try:
+                self.child.wait(seconds)
+            except subprocess.TimeoutExpired:
+                pass
+        try:
+            os.killpg(self.child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.child.wait()
+        for path in self.remove:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def start(argv, log, **more):
+    with open(log, "ab") as to:
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=to, stderr=to, start_new_session=True, **more)
+
+
+def start_registry(folder, seeds=(), auth=None, tls=False):
+    """Debian's docker-registry with its storage, its log and its certificates in `folder`."""
+    os.makedirs(folder, exist_ok=True)
+    port, log = free_port(), os.path.join(folder, "log")
+    config = {"version": 0.1, "log": {"level": "info", "accesslog": {"disabled": False}},
+              "storage": {"filesystem": {"rootdirectory": os.path.join(folder, "storage")}, "delete": {"enabled": True}},
+              "http": {"addr": f"127.0.0.1:{port}", "secret": "of no use to anybody"}}
+    if auth:
+        user, password = auth.split(":", 1)
+        line = subprocess.check_output(["htpasswd", "-nbB", user, password], text=True).strip()
+        with open(os.path.join(folder, "htpasswd"), "w") as f:
+            f.write(line + "\n")
+        config["auth"] = {"htpasswd": {"realm": "kiln tests", "path": os.path.join(folder, "htpasswd")}}
+    if tls:
+        tls_files(folder)
+        config["http"]["tls"] = {"certificate": os.path.join(folder, "server.crt"), "key": os.path.join(folder, "server.key")}
+    with open(os.path.join(folder, "config.yml"), "w") as f:
+        json.dump(config, f)  # JSON is YAML
+    server = Server(start(["docker-registry", "serve", os.path.join(folder, "config.yml")], log))
+    wait_for("docker-registry", lambda: connects(port), server.child, log)
+    for name in seeds:
+        layout, tag = base(name)
+        argv = ["skopeo", "copy", "-q", "--dest-tls-verify=false"]
+        if auth:
+            argv += ["--dest-creds", auth]
+        subprocess.run(argv + [f"oci:{layout}:{tag}", f"docker://127.0.0.1:{port}/library/{name}:{tag}"], check=True)
+    facts = {"host": f"127.0.0.1:{port}", "log": log, "storage": os.path.join(folder, "storage")}
+    if tls:
+        facts["ca"] = os.path.join(folder, "ca.crt")
+    return server, facts
+
+
+def start_dockerd(folder, mirrors):
+    """Debian's dockerd, whose BuildKit is what kiln is compared with: no bridge, no firewall rules, nothing outside `folder`."""
+    os.makedirs(folder, exist_ok=True)
+    at = functools.partial(os.path.join, folder)
+    log, host = at("log"), "unix://" + at("docker.sock")
+    with open(at("daemon.json"), "w") as f:
+        f.write("{}")
+    argv = ["dockerd", "--config-file", at("daemon.json"), "--host", host, "--data-root", at("data"), "--exec-root", at("exec"),
+            "--pidfile", at("pid"), "--bridge=none", "--iptables=false", "--ip6tables=false"]
+    for mirror in mirrors:
+        argv += ["--registry-mirror", mirror]
+    server = Server(start(argv, log, env=dict(os.environ, PATH="/usr/sbin:/usr/bin:/sbin:/bin")), [folder])
+    docker = dict(os.environ, DOCKER_HOST=host, DOCKER_CONFIG=at("client"))
+
+    def answers():
+        return os.path.exists(at("docker.sock")) and subprocess.run(
+            ["/usr/bin/docker", "version"], env=docker, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+
+    wait_for("dockerd", answers, server.child, log)
+    return server, {"host": host, "log": log, "data": at("data")}
+
+
+def start_files(folder):
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    serve = functools.partial(Handler, directory=folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, {"host": f"127.0.0.1:{server.server_address[1]}"}
+
+
+def until_stdin_ends(server):
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, lambda *_: sys.exit(0))
+    try:
+        while os.read(0, 4096):
+            pass
+    finally:
+        if isinstance(server, Server):
+            server.stop()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("bases")
+    verb.add_argument("names", nargs="*", default=[])
+    verb = verbs.add_parser("registry")
+    verb.add_argument("dir")
+    verb.add_argument("--seed", action="append", default=[])
+    verb.add_argument("--auth")
+    verb.add_argument("--tls", action="store_true")
+    verb = verbs.add_parser("dockerd")
+    verb.add_argument("dir")
+    verb.add_argument("--mirror", action="append", default=[])
+    verb = verbs.add_parser("files")
+    verb.add_argument("dir")
+    o = parser.parse_args()
+    if o.verb == "bases":
+        for name in o.names or sorted(BASES):
+            print(name, *base(name))
+        return
+    if o.verb == "registry":
+        server, facts = start_registry(os.path.abspath(o.dir), o.seed, o.auth, o.tls)
+    elif o.verb == "dockerd":
+        server, facts = start_dockerd(os.path.abspath(o.dir), o.mirror)
+    else:
+        server, facts = start_files(os.path.abspath(o.dir))
+    say(**facts)
+    until_stdin_ends(server)
+
+
+if __name__ == "__main__":
+    main()
