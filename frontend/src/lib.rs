@@ -4,7 +4,10 @@
 #![forbid(unsafe_code)]
 
 mod diagnostic;
+pub mod expand;
+pub mod glob;
 pub mod graph;
+pub mod ignore;
 pub mod instruction;
 pub mod lint;
 mod lower;
