@@ -1,0 +1,731 @@
+//! Hides how a change to the merged tree is written as an overlay's upper directory: parents copied up, whiteouts, opaque marks.
+//!
+//! Paths given here are paths of the merged tree without symbolic links in them, as [`UpperWriter::resolve`] or
+//! [`View::resolve`](crate::view::View::resolve) give them. Directories get their attributes in [`UpperWriter::finish`], so
+//! that neither their mode nor their time stands in the way of what's written into them.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kiln_oci::path::ImagePath;
+use rustix::io::Errno;
+
+use super::whiteout::{self, WhiteoutStyle};
+use crate::rootdir::{self, Attrs, FsError, Kind, Meta, RootDir, Timestamp, Xattrs};
+use crate::view::{MergedDir, Node, Steps, View, ViewError, join};
+
+/// Descriptors that the writer keeps open at most, beside the one being used; more would not survive `ulimit -n 256`.
+const MAX_DESCRIPTORS: usize = 96;
+
+/// Why a change can't be written.
+#[derive(Debug, thiserror::Error)]
+pub enum UpperError {
+    /// The system refused.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    /// The layers below can't be read.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// A parent of the path is a file or a symbolic link.
+    #[error("`{path}` lies below `{at}`, which is not a directory")]
+    NotADirectory {
+        /// The path to write.
+        path: ImagePath,
+        /// The part of it that is no directory.
+        at: ImagePath,
+    },
+    /// More than 40 symbolic links, most likely a loop.
+    #[error("`{0}` has too many levels of symbolic links")]
+    TooManyLinks(ImagePath),
+    /// The root can only be a directory.
+    #[error("`/` can only be a directory")]
+    Root,
+    /// A hard link to nothing.
+    #[error("hard link `{path}` points to `{target}`, which does not exist")]
+    LinkTargetMissing {
+        /// The link.
+        path: ImagePath,
+        /// What it should be another name of.
+        target: ImagePath,
+    },
+    /// A hard link to itself or to a directory.
+    #[error("hard link `{path}` points to `{target}`, which is {what}")]
+    LinkTargetUnfit {
+        /// The link.
+        path: ImagePath,
+        /// What it should be another name of.
+        target: ImagePath,
+        /// Why that can't be.
+        what: &'static str,
+    },
+    /// The bytes of a file could not be read from where they come.
+    #[error("cannot read the content of `{path}`")]
+    Content {
+        /// The file to write.
+        path: ImagePath,
+        /// What the source said.
+        #[source]
+        source: io::Error,
+    },
+    /// uid or gid 4294967295, which chown(2) reads as "leave it".
+    #[error("`{0}` is owned by user or group 4294967295, which is no owner")]
+    NoOwner(ImagePath),
+}
+
+type Result<T> = std::result::Result<T, UpperError>;
+
+/// The bytes of a file to write.
+pub enum Content<'a> {
+    /// Bytes in memory.
+    Bytes(&'a [u8]),
+    /// All of a file, of the size it had when it was looked at, by shared blocks or in the kernel where that's possible.
+    File {
+        /// Open for reading, at its beginning.
+        file: &'a File,
+        /// Its `stat`: size and blocks say how to copy.
+        meta: &'a Meta,
+    },
+    /// Whatever the reader gives until its end.
+    Reader(&'a mut dyn Read),
+}
+
+impl std::fmt::Debug for Content<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Content::Bytes(bytes) => write!(f, "Bytes({})", bytes.len()),
+            Content::File { meta, .. } => write!(f, "File({})", meta.size),
+            Content::Reader(_) => f.write_str("Reader"),
+        }
+    }
+}
+
+/// Writes changes to the tree of `parent` into an upper directory. All methods take `&self`; threads may write at once as long
+/// as no two write the same name.
+#[derive(Debug)]
+pub struct UpperWriter {
+    parent: View,
+    style: WhiteoutStyle,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    dirs: Vec<Dir>,
+    open: HashMap<usize, Open>,
+    /// The order in which `open` was filled, without the root.
+    order: VecDeque<usize>,
+    descriptors: usize,
+    /// The directory that was used last: most writes go to the same one.
+    last: (ImagePath, usize),
+}
+
+/// A directory that exists in the upper.
+#[derive(Debug)]
+struct Dir {
+    up: usize,
+    name: Box<[u8]>,
+    children: HashMap<Box<[u8]>, usize>,
+    attrs: Attrs,
+    /// The attributes were asked for, not copied up or made up for a missing parent.
+    explicit: bool,
+    /// What the layers below have at this path doesn't show through.
+    opaque: bool,
+    removed: bool,
+}
+
+/// The descriptors of a directory in the upper and of the same path below.
+#[derive(Debug, Clone)]
+struct Open {
+    dir: Arc<RootDir>,
+    below: Option<Arc<MergedDir>>,
+}
+
+const ROOT: usize = 0;
+
+/// The attributes of a directory that nobody described: 0755, root's.
+pub fn implied_dir(mtime: Option<Timestamp>) -> Attrs {
+    Attrs { mode: 0o755, mtime, ..Attrs::default() }
+}
+
+impl UpperWriter {
+    /// Writes into `upper`, over the tree that `parent` shows. The upper's root takes the attributes of the parent's root
+    /// (of an empty parent: it keeps its own).
+    pub fn new(upper: RootDir, parent: View, style: WhiteoutStyle) -> Result<Self> {
+        let attrs = match parent.root()? {
+            Some(node) => attrs_of(&node)?,
+            None => Attrs::of(&upper.meta()?, Xattrs::new()),
+        };
+        let root = Dir {
+            up: ROOT,
+            name: (*b"").into(),
+            children: HashMap::new(),
+            attrs,
+            explicit: false,
+            opaque: false,
+            removed: false,
+        };
+        let below = parent.root_dir().clone();
+        let open = Open { dir: Arc::new(upper), below: (below.descriptors() > 0).then_some(below) };
+        let state = State {
+            dirs: vec![root],
+            open: HashMap::from([(ROOT, open)]),
+            order: VecDeque::new(),
+            descriptors: 0,
+            last: (ImagePath::root(), ROOT),
+        };
+        Ok(Self { parent, style, state: Mutex::new(state) })
+    }
+
+    /// The tree below.
+    pub fn parent(&self) -> &View {
+        &self.parent
+    }
+
+    /// Follows every symbolic link of `path` in the merged tree (what was written so far, and the parent). Names that don't
+    /// exist are kept; a file in the middle is an error.
+    pub fn resolve(&self, path: &ImagePath) -> Result<ImagePath> {
+        let mut state = self.lock();
+        if state.find(path).is_some() {
+            return Ok(path.clone());
+        }
+        state.resolve(path, self.style)
+    }
+
+    /// Follows every symbolic link of `path` but the last name.
+    pub fn resolve_parent(&self, path: &ImagePath) -> Result<ImagePath> {
+        match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) => Ok(self.resolve(&parent)?.join(name)),
+            _ => Ok(path.clone()),
+        }
+    }
+
+    /// What's at `path` in the merged tree, not followed.
+    pub fn lookup(&self, path: &ImagePath) -> Result<Option<Meta>> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Ok(Some(self.lock().open(ROOT)?.dir.meta()?));
+        };
+        let mut state = self.lock();
+        match state.find(&parent) {
+            Some(id) => Ok(state.entry(id, name, self.style)?.map(|e| e.meta())),
+            None => Ok(self.parent.lookup(path)?.map(|n| *n.meta())),
+        }
+    }
+
+    /// Makes the directories above `path` exist in the upper: those of the parent keep owner, mode, time and attributes, the
+    /// others get `missing`. Gives the number of directories that existed nowhere before.
+    pub fn ensure_parents(&self, path: &ImagePath, missing: &Attrs) -> Result<usize> {
+        match path.parent() {
+            Some(parent) => self.ensure_dir(&parent, missing),
+            None => Ok(0),
+        }
+    }
+
+    /// Makes the directory `path` and those above it exist in the upper, as [`UpperWriter::ensure_parents`] does.
+    pub fn ensure_dir(&self, path: &ImagePath, missing: &Attrs) -> Result<usize> {
+        check_owner(path, missing)?;
+        let mut state = self.lock();
+        Ok(state.enter(path, missing, self.style)?.1)
+    }
+
+    /// Makes `path` a directory with these attributes. One that exists (in the upper or below) is kept with all that's in it;
+    /// anything else of that name is replaced, and what was below it stays hidden.
+    pub fn mkdir(&self, path: &ImagePath, attrs: &Attrs) -> Result<()> {
+        check_owner(path, attrs)?;
+        let mut state = self.lock();
+        let id = match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) => {
+                let up = state.enter(&parent, &implied_dir(attrs.mtime), self.style)?.0;
+                state.make_dir(up, name, attrs, self.style)?
+            }
+            _ => ROOT,
+        };
+        let dir = &mut state.dirs[id];
+        dir.attrs = attrs.clone();
+        dir.explicit = true;
+        Ok(())
+    }
+
+    /// Writes a regular file, in place of whatever has the name in the upper; says how many bytes it has.
+    ///
+    /// Missing parents are created as [`implied_dir`]; call [`UpperWriter::ensure_parents`] first to have them otherwise.
+    pub fn put_file(&self, path: &ImagePath, content: Content<'_>, attrs: &Attrs) -> Result<u64> {
+        check_owner(path, attrs)?;
+        let (dir, name) = self.place(path, attrs)?;
+        let file = match dir.create_file(name) {
+            Err(e) if e.errno() == Some(Errno::EXIST) => {
+                self.clear(path)?;
+                dir.create_file(name)?
+            }
+            done => done?,
+        };
+        let size = write_content(&file, content, |operation, e| dir.error(operation, name, e), path)?;
+        dir.set_attrs_of_file(&file, name, attrs)?;
+        Ok(size)
+    }
+
+    /// Writes a symbolic link, in place of whatever has the name in the upper.
+    pub fn symlink(&self, path: &ImagePath, target: &[u8], attrs: &Attrs) -> Result<()> {
+        check_owner(path, attrs)?;
+        let (dir, name) = self.place(path, attrs)?;
+        self.replacing(path, || dir.symlink(name, target))?;
+        Ok(dir.set_attrs_of_node(name, Kind::Symlink, attrs)?)
+    }
+
+    /// Writes a fifo or device node. The device 0:0 is a whiteout to an overlay, so that one is refused (`EINVAL`).
+    pub fn mknod(&self, path: &ImagePath, kind: Kind, rdev: (u32, u32), attrs: &Attrs) -> Result<()> {
+        check_owner(path, attrs)?;
+        let (dir, name) = self.place(path, attrs)?;
+        if !matches!(kind, Kind::Fifo | Kind::Char | Kind::Block) || (kind == Kind::Char && rdev == (0, 0)) {
+            return Err(dir.error("create node", name, Errno::INVAL).into());
+        }
+        self.replacing(path, || dir.mknod(name, kind, rdev))?;
+        Ok(dir.set_attrs_of_node(name, kind, attrs)?)
+    }
+
+    /// Makes `path` one more name of `target`. One that is only in the parent is copied up first; where the file system allows
+    /// no further link, a copy takes its place.
+    pub fn link(&self, path: &ImagePath, target: &ImagePath) -> Result<()> {
+        let unfit = |what| UpperError::LinkTargetUnfit { path: path.clone(), target: target.clone(), what };
+        if path == target {
+            return Err(unfit("itself"));
+        }
+        let (from, from_name) = self.copy_up(path, target)?;
+        let meta = from.stat(&from_name)?;
+        if meta.is_none_or(|m| m.kind == Kind::Dir) {
+            return Err(unfit("a directory"));
+        }
+        let (dir, name) = self.place(path, &implied_dir(None))?;
+        match self.replacing(path, || dir.link(name, &from, &from_name)) {
+            Err(UpperError::Fs(e)) if e.errno() == Some(Errno::MLINK) => {}
+            done => return done,
+        }
+        let meta = meta.ok_or_else(|| unfit("gone"))?;
+        let attrs = Attrs::of(&meta, super::xattr::portable(from.xattrs(&from_name)?));
+        match meta.kind {
+            Kind::Symlink => self.symlink(path, &from.read_link(&from_name)?, &attrs),
+            Kind::File => {
+                let file = from.open_file(&from_name)?;
+                self.put_file(path, Content::File { file: &file, meta: &meta }, &attrs).map(|_| ())
+            }
+            kind => self.mknod(path, kind, meta.rdev, &attrs),
+        }
+    }
+
+    /// Says that what the parent has at `path` is gone. What this writer put there stays, and nothing below shows through it.
+    pub fn whiteout(&self, path: &ImagePath) -> Result<()> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(UpperError::Root) };
+        let mut state = self.lock();
+        let up = state.enter(&parent, &implied_dir(None), self.style)?.0;
+        if let Some(&id) = state.dirs[up].children.get(name) {
+            return state.set_opaque(id, self.style);
+        }
+        let open = state.open(up)?;
+        match whiteout::create(&open.dir, name, self.style) {
+            Err(e) if e.errno() == Some(Errno::EXIST) => Ok(()),
+            done => Ok(done?),
+        }
+    }
+
+    /// Says that nothing of what the parent has in the directory `path` shows through. What this writer put there stays.
+    pub fn opaque(&self, path: &ImagePath) -> Result<()> {
+        let mut state = self.lock();
+        let id = state.enter(path, &implied_dir(None), self.style)?.0;
+        state.set_opaque(id, self.style)
+    }
+
+    /// Gives every directory its attributes. Without it the upper isn't finished.
+    pub fn finish(self) -> Result<()> {
+        let mut state = self.lock();
+        let mut alive = vec![true; state.dirs.len()];
+        for (id, dir) in state.dirs.iter().enumerate() {
+            alive[id] = alive[dir.up] && !dir.removed;
+        }
+        // Children come after their parents, so going backwards a mode that shuts a directory comes after all inside it.
+        for id in (0..alive.len()).rev().filter(|id| alive[*id]) {
+            let dir = state.open_upper(id)?;
+            dir.set_attrs_of_self(&state.dirs[id].attrs)?;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The directory and name to write `path` by.
+    fn place<'p>(&self, path: &'p ImagePath, attrs: &Attrs) -> Result<(Arc<RootDir>, &'p [u8])> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(UpperError::Root) };
+        let mut state = self.lock();
+        let id = state.enter(&parent, &implied_dir(attrs.mtime), self.style)?.0;
+        Ok((state.open(id)?.dir, name))
+    }
+
+    fn replacing(&self, path: &ImagePath, create: impl Fn() -> std::result::Result<(), FsError>) -> Result<()> {
+        match create() {
+            Err(e) if e.errno() == Some(Errno::EXIST) => {
+                self.clear(path)?;
+                Ok(create()?)
+            }
+            done => Ok(done?),
+        }
+    }
+
+    /// Removes what the upper has at `path`.
+    fn clear(&self, path: &ImagePath) -> Result<()> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(UpperError::Root) };
+        let mut state = self.lock();
+        let up = state.enter(&parent, &implied_dir(None), self.style)?.0;
+        state.clear(up, name)
+    }
+
+    /// Makes sure that the upper has `target`, copying it from the parent if need be; `path` is the link that wants it.
+    fn copy_up(&self, path: &ImagePath, target: &ImagePath) -> Result<(Arc<RootDir>, Vec<u8>)> {
+        let missing = || UpperError::LinkTargetMissing { path: path.clone(), target: target.clone() };
+        let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+            return Err(UpperError::LinkTargetUnfit { path: path.clone(), target: target.clone(), what: "a directory" });
+        };
+        let node = {
+            let mut state = self.lock();
+            match state.find(&parent) {
+                Some(id) => match state.entry(id, name, self.style)?.ok_or_else(missing)? {
+                    Entry::Upper(_) => return Ok((state.open(id)?.dir, name.to_vec())),
+                    Entry::Below(node) => node,
+                },
+                None => {
+                    let node = self.parent.lookup(target)?.ok_or_else(missing)?;
+                    // A directory above may have been hidden since.
+                    let id = state.enter(&parent, &implied_dir(None), self.style)?.0;
+                    match state.entry(id, name, self.style)?.ok_or_else(missing)? {
+                        Entry::Upper(_) => return Ok((state.open(id)?.dir, name.to_vec())),
+                        Entry::Below(_) => node,
+                    }
+                }
+            }
+        };
+        let attrs = attrs_of(&node)?;
+        match node.kind() {
+            Kind::File => {
+                let file = node.open()?;
+                self.put_file(target, Content::File { file: &file, meta: node.meta() }, &attrs)?;
+            }
+            Kind::Symlink => self.symlink(target, &node.read_link()?, &attrs)?,
+            Kind::Dir => {
+                return Err(UpperError::LinkTargetUnfit { path: path.clone(), target: target.clone(), what: "a directory" });
+            }
+            kind => self.mknod(target, kind, node.meta().rdev, &attrs)?,
+        }
+        let (dir, name) = self.place(target, &attrs)?;
+        Ok((dir, name.to_vec()))
+    }
+}
+
+/// A name of the merged tree.
+enum Entry {
+    Upper(Meta),
+    Below(Node),
+}
+
+impl Entry {
+    fn meta(&self) -> Meta {
+        match self {
+            Entry::Upper(meta) => *meta,
+            Entry::Below(node) => *node.meta(),
+        }
+    }
+}
+
+impl State {
+    /// The directory `path`, if the upper has it and this writer knows.
+    fn find(&mut self, path: &ImagePath) -> Option<usize> {
+        if self.last.0 == *path {
+            return Some(self.last.1);
+        }
+        let mut id = ROOT;
+        for name in path.components() {
+            id = *self.dirs[id].children.get(name)?;
+        }
+        self.last = (path.clone(), id);
+        Some(id)
+    }
+
+    /// Makes `path` a directory of the upper; `missing` is for what exists nowhere. Gives it, and how many existed nowhere.
+    fn enter(&mut self, path: &ImagePath, missing: &Attrs, style: WhiteoutStyle) -> Result<(usize, usize)> {
+        if let Some(id) = self.find(path) {
+            return Ok((id, 0));
+        }
+        let (mut id, mut created) = (ROOT, 0);
+        for (depth, name) in path.components().enumerate() {
+            if let Some(&child) = self.dirs[id].children.get(name) {
+                id = child;
+                continue;
+            }
+            let not_a_directory = || {
+                let names: Vec<_> = path.components().take(depth + 1).map(<[u8]>::to_vec).collect();
+                UpperError::NotADirectory { path: path.clone(), at: join(&names) }
+            };
+            match self.entry(id, name, style)? {
+                Some(entry) if entry.meta().kind != Kind::Dir => return Err(not_a_directory()),
+                Some(_) => {}
+                None => created += 1,
+            }
+            id = self.make_dir(id, name, missing, style)?;
+        }
+        self.last = (path.clone(), id);
+        Ok((id, created))
+    }
+
+    /// Makes `name` in `up` a directory of the upper: known already, adopted, copied up, or new with the attributes `missing`.
+    fn make_dir(&mut self, up: usize, name: &[u8], missing: &Attrs, style: WhiteoutStyle) -> Result<usize> {
+        if let Some(&id) = self.dirs[up].children.get(name) {
+            return Ok(id);
+        }
+        let Open { dir, below } = self.open(up)?;
+        let below = match below {
+            Some(below) => below.lookup(name)?.filter(|n| n.kind() == Kind::Dir),
+            None => None,
+        };
+        let mut opaque = false;
+        let mut attrs = match &below {
+            Some(node) => attrs_of(node)?,
+            None => missing.clone(),
+        };
+        match dir.mkdir(name) {
+            Ok(()) => {}
+            Err(e) if e.errno() == Some(Errno::EXIST) => match dir.stat(name)? {
+                // It was there before this writer.
+                Some(meta) if meta.kind == Kind::Dir => {
+                    let child = dir.child(name)?;
+                    opaque = whiteout::is_opaque(&child, style)?;
+                    attrs = Attrs::of(&meta, super::xattr::portable(child.xattrs_of_self()?));
+                }
+                // A file or a whiteout hid what's below, and the directory that replaces it must go on hiding it.
+                _ => {
+                    dir.unlink(name)?;
+                    dir.mkdir(name)?;
+                    attrs = missing.clone();
+                    if below.is_some() {
+                        whiteout::set_opaque(&dir.child(name)?, style)?;
+                        opaque = true;
+                    }
+                }
+            },
+            Err(e) => return Err(e.into()),
+        }
+        let id = self.dirs.len();
+        self.dirs.push(Dir { up, name: name.into(), children: HashMap::new(), attrs, explicit: false, opaque, removed: false });
+        self.dirs[up].children.insert(name.into(), id);
+        Ok(id)
+    }
+
+    /// What `name` in the directory `id` is in the merged tree.
+    fn entry(&mut self, id: usize, name: &[u8], style: WhiteoutStyle) -> Result<Option<Entry>> {
+        let Open { dir, below } = self.open(id)?;
+        if let Some(meta) = dir.stat(name)? {
+            return Ok((!whiteout::is_whiteout(&dir, name, &meta, style)?).then_some(Entry::Upper(meta)));
+        }
+        match below {
+            Some(below) => Ok(below.lookup(name)?.map(Entry::Below)),
+            None => Ok(None),
+        }
+    }
+
+    fn set_opaque(&mut self, id: usize, style: WhiteoutStyle) -> Result<()> {
+        whiteout::set_opaque(&*self.open_upper(id)?, style)?;
+        self.dirs[id].opaque = true;
+        // What lies below no longer shows through here or in any directory inside; and the attributes that were copied from
+        // it before the mark came are forgotten, for the mark counts as if it had come first (image-spec layer.md, "Opaque Whiteout").
+        self.open.retain(|open, _| *open == ROOT);
+        self.order.clear();
+        self.descriptors = 0;
+        let mut inside = vec![false; self.dirs.len()];
+        inside[id] = true;
+        for at in id + 1..self.dirs.len() {
+            inside[at] = inside[self.dirs[at].up];
+            if inside[at] && !self.dirs[at].explicit {
+                self.dirs[at].attrs = implied_dir(self.dirs[at].attrs.mtime.map(|_| Timestamp::default()));
+            }
+        }
+        if id == ROOT {
+            if let Some(root) = self.open.get_mut(&ROOT) {
+                root.below = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self, up: usize, name: &[u8]) -> Result<()> {
+        if let Some(id) = self.dirs[up].children.remove(name) {
+            self.dirs[id].removed = true;
+            self.last = (ImagePath::root(), ROOT);
+        }
+        Ok(self.open_upper(up)?.remove_all(name)?)
+    }
+
+    /// Opens the directory `id` here and below.
+    fn open(&mut self, id: usize) -> Result<Open> {
+        let mut chain = Vec::new();
+        let mut at = id;
+        let mut open = loop {
+            match self.open.get(&at) {
+                Some(open) => break open.clone(),
+                None => chain.push(at),
+            }
+            at = self.dirs[at].up;
+        };
+        for &at in chain.iter().rev() {
+            let dir = open.dir.child(&self.dirs[at].name)?;
+            let below = match &open.below {
+                Some(below) if !self.dirs[at].opaque => match below.lookup(&self.dirs[at].name)? {
+                    Some(node) if node.kind() == Kind::Dir => Some(node.open_dir()?),
+                    _ => None,
+                },
+                _ => None,
+            };
+            open = Open { dir: Arc::new(dir), below };
+            self.descriptors += open.descriptors();
+            self.open.insert(at, open.clone());
+            self.order.push_back(at);
+            while self.descriptors > MAX_DESCRIPTORS && self.order.len() > 1 {
+                if let Some(gone) = self.order.pop_front().and_then(|id| self.open.remove(&id)) {
+                    self.descriptors -= gone.descriptors();
+                }
+            }
+        }
+        Ok(open)
+    }
+
+    /// Opens the directory `id` here only.
+    fn open_upper(&mut self, id: usize) -> Result<Arc<RootDir>> {
+        if let Some(open) = self.open.get(&id) {
+            return Ok(open.dir.clone());
+        }
+        let mut names = Vec::new();
+        let mut at = id;
+        while at != ROOT {
+            names.push(self.dirs[at].name.to_vec());
+            at = self.dirs[at].up;
+        }
+        names.reverse();
+        let root = self.open(ROOT)?.dir;
+        Ok(Arc::new(root.walk(&join(&names))?))
+    }
+
+    /// Follows the symbolic links of `path`: where this writer has a directory there, else below.
+    fn resolve(&mut self, path: &ImagePath, style: WhiteoutStyle) -> Result<ImagePath> {
+        #[derive(Clone)]
+        enum At {
+            Upper(usize),
+            Below(Arc<MergedDir>),
+            Missing,
+        }
+        let mut steps = Steps::new(path);
+        let mut done: Vec<Vec<u8>> = Vec::new();
+        let mut trail = vec![At::Upper(ROOT)];
+        while let Some(name) = steps.next() {
+            if name == b".." {
+                done.pop();
+                trail.truncate(done.len().max(0) + 1);
+                continue;
+            }
+            // `trail` is one longer than `done`: it begins with the root.
+            let at = trail.last().cloned().unwrap_or(At::Upper(ROOT));
+            let (next, link) = match at {
+                At::Missing => (At::Missing, None),
+                At::Upper(id) => match self.dirs[id].children.get(&name[..]) {
+                    Some(&child) => (At::Upper(child), None),
+                    None => match self.entry(id, &name, style)? {
+                        None => (At::Missing, None),
+                        Some(Entry::Upper(meta)) if meta.kind == Kind::Symlink => {
+                            (At::Missing, Some(self.open_upper(id)?.read_link(&name)?))
+                        }
+                        Some(Entry::Upper(meta)) if meta.kind == Kind::Dir => {
+                            (At::Upper(self.make_dir(id, &name, &implied_dir(None), style)?), None)
+                        }
+                        Some(Entry::Upper(_)) => return Err(not_a_directory(path, &done, name)),
+                        Some(Entry::Below(node)) => below(&node, path, &done, &name)?,
+                    },
+                },
+                At::Below(dir) => match dir.lookup(&name)? {
+                    None => (At::Missing, None),
+                    Some(node) => below(&node, path, &done, &name)?,
+                },
+            };
+            let Some(target) = link else {
+                done.push(name);
+                trail.push(next);
+                continue;
+            };
+            if !steps.follow(&target) {
+                return Err(UpperError::TooManyLinks(path.clone()));
+            }
+            if target.first() == Some(&b'/') {
+                done.clear();
+                trail.truncate(1);
+            }
+        }
+        return Ok(join(&done));
+
+        fn below(node: &Node, path: &ImagePath, done: &[Vec<u8>], name: &[u8]) -> Result<(At, Option<Vec<u8>>)> {
+            match node.kind() {
+                Kind::Dir => Ok((At::Below(node.open_dir()?), None)),
+                Kind::Symlink => Ok((At::Missing, Some(node.read_link()?))),
+                _ => Err(not_a_directory(path, done, name.to_vec())),
+            }
+        }
+
+        fn not_a_directory(path: &ImagePath, done: &[Vec<u8>], name: Vec<u8>) -> UpperError {
+            UpperError::NotADirectory { path: path.clone(), at: join(&[done, &[name]].concat()) }
+        }
+    }
+}
+
+impl Open {
+    fn descriptors(&self) -> usize {
+        1 + self.below.as_ref().map_or(0, |b| b.descriptors())
+    }
+}
+
+fn attrs_of(node: &Node) -> Result<Attrs> {
+    Ok(Attrs::of(node.meta(), node.xattrs()?))
+}
+
+fn check_owner(path: &ImagePath, attrs: &Attrs) -> Result<()> {
+    if attrs.uid == u32::MAX || attrs.gid == u32::MAX { Err(UpperError::NoOwner(path.clone())) } else { Ok(()) }
+}
+
+fn write_content(
+    file: &File,
+    content: Content<'_>,
+    error: impl Fn(&'static str, io::Error) -> FsError,
+    path: &ImagePath,
+) -> Result<u64> {
+    match content {
+        Content::Bytes(bytes) => {
+            (&*file).write_all(bytes).map_err(|e| error("write", e))?;
+            Ok(bytes.len() as u64)
+        }
+        Content::File { file: from, meta } => {
+            let sparse = meta.blocks.saturating_mul(512) < meta.size;
+            Ok(rootdir::copy_file(from, file, meta.size, sparse).map_err(|e| error("copy into", e))?)
+        }
+        Content::Reader(reader) => {
+            let mut buffer = vec![0; 64 << 10];
+            let mut total = 0;
+            loop {
+                let n = match reader.read(&mut buffer) {
+                    Ok(0) => return Ok(total),
+                    Ok(n) => n,
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(source) => return Err(UpperError::Content { path: path.clone(), source }),
+                };
+                (&*file).write_all(&buffer[..n]).map_err(|e| error("write", e))?;
+                total += n as u64;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,113 @@
+//! Hides how `/etc/passwd` and `/etc/group` are written: turns the words of `--chown` into numbers. Pure.
+
+/// Who owns a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Owner {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+}
+
+/// Why `--chown` says nobody.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OwnerError {
+    /// The name stands in no line of `/etc/passwd`.
+    #[error("user `{0}` is not in the image's /etc/passwd")]
+    UnknownUser(String),
+    /// The name stands in no line of `/etc/group`.
+    #[error("group `{0}` is not in the image's /etc/group")]
+    UnknownGroup(String),
+    /// A number that no file can be owned by: 4294967295 means "leave it" to chown(2).
+    #[error("`{0}` is not a user or group number")]
+    OutOfRange(String),
+    /// Nothing stands before or after the colon.
+    #[error("`{0}` names no owner: `user`, `user:group` or numbers are expected")]
+    Malformed(String),
+}
+
+impl Owner {
+    /// 0:0.
+    pub const ROOT: Owner = Owner { uid: 0, gid: 0 };
+
+    /// Reads `user[:group]` as `COPY --chown` does: numbers are taken as they are, a lone number is also the group's, a lone
+    /// name brings the group of its passwd line. A missing file is an empty one.
+    pub fn parse(spec: &str, passwd: &[u8], group: &[u8]) -> Result<Owner, OwnerError> {
+        let (user, group_name) = match spec.split_once(':') {
+            Some((user, group)) => (user, Some(group)),
+            None => (spec, None),
+        };
+        if user.is_empty() || group_name == Some("") {
+            return Err(OwnerError::Malformed(spec.to_owned()));
+        }
+        let mut owner = match number(user)? {
+            Some(id) => Owner { uid: id, gid: id },
+            None => {
+                let fields = find(passwd, user).ok_or_else(|| OwnerError::UnknownUser(user.to_owned()))?;
+                let id = |i: usize| fields.get(i).and_then(|f| number(f).ok().flatten());
+                let (Some(uid), Some(gid)) = (id(2), id(3)) else { return Err(OwnerError::UnknownUser(user.to_owned())) };
+                Owner { uid, gid }
+            }
+        };
+        if let Some(name) = group_name {
+            owner.gid = match number(name)? {
+                Some(id) => id,
+                None => find(group, name)
+                    .and_then(|fields| fields.get(2).and_then(|f| number(f).ok().flatten()))
+                    .ok_or_else(|| OwnerError::UnknownGroup(name.to_owned()))?,
+            };
+        }
+        Ok(owner)
+    }
+
+    /// Whether `spec` can be read without `/etc/passwd` and `/etc/group`.
+    pub fn is_numeric(spec: &str) -> bool {
+        spec.split(':').all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
+    }
+}
+
+/// `None` if `text` isn't all digits.
+fn number(text: &str) -> Result<Option<u32>, OwnerError> {
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+        return Ok(None);
+    }
+    match text.parse() {
+        Ok(u32::MAX) | Err(_) => Err(OwnerError::OutOfRange(text.to_owned())),
+        Ok(id) => Ok(Some(id)),
+    }
+}
+
+/// The fields of the first line whose first field is `name`.
+fn find<'a>(file: &'a [u8], name: &str) -> Option<Vec<&'a str>> {
+    file.split(|b| *b == b'\n')
+        .filter_map(|line| std::str::from_utf8(line).ok())
+        .map(|line| line.trim().split(':').collect::<Vec<_>>())
+        .find(|fields| fields[0] == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chown_words_are_read_as_docker_reads_them() {
+        let passwd = b"root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:34::/:/bin/false\nbad:x:-1:2::/:\n";
+        let group = b"root:x:0:\nstaff:x:50:web\n";
+        for (spec, expected) in [
+            ("web", Ok((33, 34))),
+            ("1000", Ok((1000, 1000))),
+            ("1000:staff", Ok((1000, 50))),
+            ("web:7", Ok((33, 7))),
+            ("0:0", Ok((0, 0))),
+            ("nobody", Err(OwnerError::UnknownUser("nobody".into()))),
+            ("bad", Err(OwnerError::UnknownUser("bad".into()))),
+            ("web:wheel", Err(OwnerError::UnknownGroup("wheel".into()))),
+            ("4294967295", Err(OwnerError::OutOfRange("4294967295".into()))),
+            ("web:4294967296", Err(OwnerError::OutOfRange("4294967296".into()))),
+            (":5", Err(OwnerError::Malformed(":5".into()))),
+            ("web:", Err(OwnerError::Malformed("web:".into()))),
+        ] {
+            assert_eq!(Owner::parse(spec, passwd, group), expected.map(|(uid, gid)| Owner { uid, gid }), "{spec}");
+        }
+    }
+}
