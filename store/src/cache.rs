@@ -1,0 +1,154 @@
+//! Hides how a step's key leads to its result: one small file a key, read once.
+
+use std::fs;
+use std::ops::ControlFlow;
+
+use kiln_oci::digest::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::Store;
+use crate::blob::touch;
+use crate::error::{Error, Result};
+use crate::lock::{TransientLock, WaitFor};
+use crate::record::{self, Durability};
+use crate::snapshot::LayerId;
+
+/// The key of a step: what its result depends on, folded to 32 bytes by the builder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CacheKey(pub [u8; 32]);
+
+impl CacheKey {
+    /// 64 hexadecimal digits.
+    pub fn hex(&self) -> String {
+        Digest::from_bytes(self.0).hex()
+    }
+}
+
+/// The result of a step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CacheRecord {
+    /// The layer that the step made; none when it made no change, or when the record is about something else than a layer.
+    pub layer: Option<LayerId>,
+    /// What the result is, for content keys: equal trees may have equal identities.
+    pub identity: [u8; 32],
+    /// Blobs that `data` speaks of: they are kept as long as the record is.
+    pub blobs: Vec<Digest>,
+    /// Whatever the builder wants back.
+    pub data: serde_json::Value,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Stored {
+    /// Under which boot id the record was written; with its layer that id decides whether it counts.
+    pub(crate) boot: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) layer: Option<LayerId>,
+    identity: Digest,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) blobs: Vec<Digest>,
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    data: serde_json::Value,
+}
+
+/// Cache records.
+#[derive(Debug, Clone, Copy)]
+pub struct Cache<'a> {
+    store: &'a Store,
+}
+
+impl<'a> Cache<'a> {
+    pub(crate) fn new(store: &'a Store) -> Self {
+        Self { store }
+    }
+
+    /// The result that is known for `key`, and marks it as used.
+    ///
+    /// None when there is none, when it is torn, and when its layer is gone or can't be trusted since the machine crashed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn get(&self, key: &CacheKey) -> Result<Option<CacheRecord>> {
+        let path = self.store.layout().cache_record(key);
+        let Some(file) = record::open(&path)? else { return Ok(None) };
+        let Some(stored) = record::read_from::<Stored>(&file, &path)?.or_lost() else { return Ok(None) };
+        if let Some(layer) = &stored.layer {
+            let usable = if stored.boot == self.store.boot() {
+                // The record was written after the layer, and nothing but prune takes a layer away: its folder is proof.
+                fs::symlink_metadata(self.store.layout().layer(layer).path()).is_ok()
+            } else {
+                self.store.layers().is_usable(layer)?
+            };
+            if !usable {
+                return Ok(None);
+            }
+        }
+        touch(&file);
+        let Stored { layer, identity, blobs, data, .. } = stored;
+        Ok(Some(CacheRecord { layer, identity: *identity.as_bytes(), blobs, data }))
+    }
+
+    /// Writes the result for `key`, in place of what was known. Relaxed: it costs no sync, and a crash of the machine may
+    /// lose it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn put(&self, key: &CacheKey, record: &CacheRecord) -> Result<()> {
+        let CacheRecord { layer, identity, blobs, data } = record.clone();
+        let stored = Stored { boot: self.store.boot().to_owned(), layer, identity: Digest::from_bytes(identity), blobs, data };
+        record::write(&*self.store.session()?, &self.store.layout().cache_record(key), &stored, Durability::Relaxed)
+    }
+
+    /// Forgets the result for `key`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn remove(&self, key: &CacheKey) -> Result<()> {
+        record::remove(&self.store.layout().cache_record(key)).map(drop)
+    }
+
+    /// Locks `key` against all other threads and processes, so that equal steps run once: lock, [`Cache::get`] again, run,
+    /// [`Cache::put`], unlock. Waits as long as the handle's [`Store::on_wait`] lets it.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`], [`Error::Io`].
+    pub fn lock(&self, key: &CacheKey) -> Result<KeyLock> {
+        let path = self.store.layout().step_lock(key);
+        let lock = TransientLock::acquire(&path, &WaitFor::Step(*key), self.store.waiter())?;
+        Ok(KeyLock { _lock: lock, _store: self.store.clone() })
+    }
+
+    /// The same without waiting; none when another holds it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn try_lock(&self, key: &CacheKey) -> Result<Option<KeyLock>> {
+        let lock = TransientLock::try_acquire(&self.store.layout().step_lock(key))?;
+        Ok(lock.map(|lock| KeyLock { _lock: lock, _store: self.store.clone() }))
+    }
+
+    /// Calls `visit` with each key, and its record unless that is torn, in no order.
+    pub(crate) fn visit(&self, visit: &mut dyn FnMut(CacheKey, Option<Stored>) -> ControlFlow<()>) -> Result<()> {
+        let root = self.store.layout().cache();
+        for shard in fs::read_dir(&root).map_err(Error::io("list", &root))? {
+            let shard = shard.map_err(Error::io("list", &root))?;
+            for entry in fs::read_dir(shard.path()).map_err(Error::io("list", &shard.path()))? {
+                let entry = entry.map_err(Error::io("list", &shard.path()))?;
+                let (dir, file) = (shard.file_name(), entry.file_name());
+                let (Some(dir), Some(file)) = (dir.to_str(), file.to_str()) else { continue };
+                let Some(key) = crate::layout::Layout::cache_key(dir, file) else { continue };
+                if visit(key, record::read::<Stored>(&entry.path())?.or_lost()).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The right to run a step, until it is dropped or the process ends.
+#[derive(Debug)]
+pub struct KeyLock {
+    _lock: TransientLock,
+    /// The lease must outlive the lock.
+    _store: Store,
+}

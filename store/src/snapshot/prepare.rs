@@ -1,0 +1,180 @@
+//! Hides how a tree comes into being apart from all others, and appears at its place as a whole.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::{Known, LayerId, Layers, Stored};
+use crate::Store;
+use crate::error::{Error, Result};
+use crate::layout::LayerDir;
+use crate::lock::{TransientLock, WaitFor};
+use crate::record::{self, Durability};
+use crate::remove;
+use crate::session::{self, DraftDir};
+
+/// Whether a base layer still has to be unpacked.
+#[derive(Debug)]
+pub enum Unpack {
+    /// Its tree is there (another thread or process may have made it while this one waited).
+    Ready(PathBuf),
+    /// It is for the caller to fill [`Prepared::upper`] and to commit. No other process unpacks this layer meanwhile.
+    Needed(Prepared),
+}
+
+/// A tree that is being made. Dropping it without [`Prepared::commit`] removes it.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The trees below, top first.
+    pub lowers: Vec<PathBuf>,
+    /// The tree that is being made: empty, with mode, owner, times and attributes of the tree below (0755 and the process's
+    /// owner at the bottom).
+    pub upper: PathBuf,
+    /// overlayfs' working directory: empty, on the same file system.
+    pub work: PathBuf,
+    target: Target,
+    draft: DraftDir,
+    store: Store,
+}
+
+#[derive(Debug)]
+enum Target {
+    Built { parent: Option<LayerId> },
+    Base { id: LayerId, _lock: TransientLock },
+}
+
+impl Layers<'_> {
+    /// Prepares a layer on `parent` (none: on nothing), all of whose layers are unpacked.
+    ///
+    /// # Errors
+    /// [`Error::NotUnpacked`] (use [`Layers::unpack`] first), [`Error::LayerMissing`], [`Error::Io`].
+    pub fn prepare(&self, parent: Option<&LayerId>) -> Result<Prepared> {
+        let lowers = match parent {
+            Some(parent) => self.lowers(parent)?,
+            None => Vec::new(),
+        };
+        self.begin(lowers, |_| Ok(Target::Built { parent: parent.cloned() }))
+    }
+
+    /// Prepares a layer on `parent` without the trees below: for a step that only writes, so that a base that is only
+    /// pushed is never unpacked. [`Prepared::lowers`] is empty.
+    ///
+    /// # Errors
+    /// [`Error::LayerMissing`], [`Error::LayerCycle`], [`Error::Io`].
+    pub fn prepare_apart(&self, parent: Option<&LayerId>) -> Result<Prepared> {
+        if let Some(parent) = parent {
+            self.ancestry(parent)?;
+        }
+        self.begin(Vec::new(), |_| Ok(Target::Built { parent: parent.cloned() }))
+    }
+
+    /// Begins to unpack a base layer, whose parents are unpacked, unless its tree is there. Waits for another process that
+    /// unpacks the same layer as long as the handle's [`Store::on_wait`] lets it.
+    ///
+    /// # Errors
+    /// [`Error::NotUnpacked`] for a parent, [`Error::LayerMissing`], [`Error::Interrupted`], [`Error::Io`].
+    pub fn unpack(&self, id: &LayerId) -> Result<Unpack> {
+        let missing = || Error::LayerMissing { id: id.clone() };
+        if self.known(id)?.ok_or_else(missing)?.unpacked {
+            return Ok(Unpack::Ready(self.diff_dir(id)));
+        }
+        let lock_path = self.store.layout().layer_lock(id);
+        let lock = TransientLock::acquire(&lock_path, &WaitFor::Unpack(id.clone()), self.store.waiter())?;
+        let known = self.known(id)?.ok_or_else(missing)?;
+        if known.unpacked {
+            return Ok(Unpack::Ready(self.diff_dir(id)));
+        }
+        let lowers = match &known.stored.parent {
+            Some(parent) => self.lowers(parent)?,
+            None => Vec::new(),
+        };
+        Ok(Unpack::Needed(self.begin(lowers, |_| Ok(Target::Base { id: id.clone(), _lock: lock }))?))
+    }
+
+    fn begin(&self, lowers: Vec<PathBuf>, target: impl FnOnce(&DraftDir) -> Result<Target>) -> Result<Prepared> {
+        let draft = super::new_draft(self.store)?;
+        let dir = LayerDir(draft.path().to_owned());
+        let (upper, work) = (dir.diff(), dir.work());
+        session::make_dir(&upper, 0o755)?;
+        session::make_dir(&work, 0o700)?;
+        // The top of the merged tree has the attributes of the uppermost directory, so they must not be lost here.
+        if let Some(below) = lowers.first() {
+            copy_attributes(below, &upper)?;
+        }
+        let target = target(&draft)?;
+        Ok(Prepared { lowers, upper, work, target, draft, store: self.store.clone() })
+    }
+}
+
+impl Prepared {
+    /// Gives the tree its place in the store. Relaxed: it costs no sync; see [`Store::make_durable`].
+    ///
+    /// Nothing may be mounted on it or write into it any more.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the tree is removed then.
+    pub fn commit(self) -> Result<LayerId> {
+        let Self { work, target, draft, store, upper, .. } = self;
+        remove::tree(&work, &store.layout().trash())?;
+        match target {
+            Target::Built { parent } => {
+                let id = LayerId::random()?;
+                let stored = Stored { boot: store.boot().to_owned(), parent, base: None };
+                let path = LayerDir(draft.path().to_owned()).record();
+                fs::write(&path, record::seal(&stored, &path)?).map_err(Error::io("write", &path))?;
+                draft.rename_to(store.layout().layer(&id).path())?;
+                store.memory().put(&id, Known { stored: stored.into(), unpacked: true });
+                Ok(id)
+            }
+            Target::Base { id, _lock } => {
+                let dir = store.layout().layer(&id);
+                // A tree that was made under another boot id and never synced. Its mark, if any, must not vouch for ours.
+                remove::discard(&dir.diff(), store.layout())?;
+                record::remove(&dir.durable())?;
+                // In this order: without the tree the file says nothing.
+                record::place(&*store.session()?, &dir.unpacked(), store.boot().as_bytes(), Durability::Relaxed)?;
+                fs::rename(&upper, dir.diff()).map_err(Error::io("rename to", &dir.diff()))?;
+                Ok(id)
+            }
+        }
+    }
+}
+
+/// Copies mode, owner, extended attributes and times of one directory to another.
+fn copy_attributes(from: &Path, to: &Path) -> Result<()> {
+    let meta = fs::symlink_metadata(from).map_err(Error::io("stat", from))?;
+    let fresh = fs::symlink_metadata(to).map_err(Error::io("stat", to))?;
+    if (meta.uid(), meta.gid()) != (fresh.uid(), fresh.gid()) {
+        std::os::unix::fs::lchown(to, Some(meta.uid()), Some(meta.gid())).map_err(Error::io("set the owner of", to))?;
+    }
+    if meta.mode() & 0o7777 != fresh.mode() & 0o7777 {
+        let mode = fs::Permissions::from_mode(meta.mode() & 0o7777);
+        fs::set_permissions(to, mode).map_err(Error::io("set the mode of", to))?;
+    }
+    copy_xattrs(from, to)?;
+    let times = fs::FileTimes::new()
+        .set_accessed(meta.accessed().map_err(Error::io("stat", from))?)
+        .set_modified(meta.modified().map_err(Error::io("stat", from))?);
+    fs::File::open(to).and_then(|dir| dir.set_times(times)).map_err(Error::io("set the times of", to))
+}
+
+fn copy_xattrs(from: &Path, to: &Path) -> Result<()> {
+    let fail = |errno: rustix::io::Errno| Error::io("copy the attributes of", from)(errno);
+    let length = match rustix::fs::llistxattr(from, &mut [0u8; 0][..]) {
+        Ok(0) | Err(rustix::io::Errno::NOTSUP) => return Ok(()),
+        length => length.map_err(fail)?,
+    };
+    let mut names = vec![0u8; length];
+    let length = rustix::fs::llistxattr(from, &mut names[..]).map_err(fail)?;
+    for name in names[..length].split(|&b| b == 0).filter(|name| !name.is_empty()) {
+        // overlayfs' own notes are about that one directory.
+        if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
+            continue;
+        }
+        let size = rustix::fs::lgetxattr(from, name, &mut [0u8; 0][..]).map_err(fail)?;
+        let mut value = vec![0u8; size];
+        let size = rustix::fs::lgetxattr(from, name, &mut value[..]).map_err(fail)?;
+        rustix::fs::lsetxattr(to, name, &value[..size], rustix::fs::XattrFlags::empty()).map_err(fail)?;
+    }
+    Ok(())
+}
