@@ -1,0 +1,7 @@
+//! kiln from end to end: the command as it is installed, real registries, real kernels, and other people's programs
+//! that read what it made. One module a subject.
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "this is a test program")]
+
+mod comparer;
+mod conformance;
+mod support;

@@ -1,0 +1,190 @@
+//! The real servers that tests talk to. `testdata/tools/lab.py` starts each and ends it when its standard input ends,
+//! so none survives this process, however that ends.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The folder of the workspace.
+pub(crate) fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace")
+}
+
+/// A fresh folder for one test, removed with the value.
+pub(crate) fn temp_dir() -> TempDir {
+    tempfile::Builder::new().prefix("kiln-it-").tempdir().expect("a temporary folder")
+}
+
+/// A server that runs until the value is dropped.
+#[derive(Debug)]
+struct Server {
+    child: Child,
+    facts: Value,
+}
+
+impl Server {
+    fn start(args: &[&str]) -> Result<Server, String> {
+        let mut child = Command::new("python3")
+            .arg(workspace().join("testdata/tools/lab.py"))
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|e| format!("python3: {e}"))?;
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("stdout is piped");
+        BufReader::new(stdout).read_line(&mut line).map_err(|e| e.to_string())?;
+        match serde_json::from_str(&line) {
+            Ok(facts) => Ok(Server { child, facts }),
+            Err(_) => {
+                drop(child.stdin.take());
+                let output = child.wait_with_output().map_err(|e| e.to_string())?;
+                Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+            }
+        }
+    }
+
+    fn fact(&self, name: &str) -> Option<&str> {
+        self.facts[name].as_str()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// Debian's `docker-registry` on loopback.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    server: Server,
+    folder: TempDir,
+}
+
+/// How a registry of a test's own differs from the plain, empty one.
+#[derive(Debug, Default)]
+pub(crate) struct RegistryOptions {
+    /// Base images to put in: `busybox`, `debian`.
+    pub(crate) seeds: &'static [&'static str],
+    /// `user:password`, which every access then needs.
+    pub(crate) auth: Option<&'static str>,
+    /// Whether it talks TLS with a certificate of a private authority.
+    pub(crate) tls: bool,
+}
+
+impl Registry {
+    pub(crate) fn start(options: &RegistryOptions) -> Registry {
+        let folder = temp_dir();
+        let path = folder.path().to_str().expect("a temporary folder's name is text");
+        let mut args = vec!["registry", path];
+        for seed in options.seeds {
+            args.extend(["--seed", seed]);
+        }
+        if let Some(auth) = options.auth {
+            args.extend(["--auth", auth]);
+        }
+        if options.tls {
+            args.push("--tls");
+        }
+        let server = Server::start(&args).unwrap_or_else(|e| panic!("no registry: {e}"));
+        Registry { server, folder }
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub(crate) fn host(&self) -> &str {
+        self.server.fact("host").expect("a registry says its host")
+    }
+
+    /// The certificate of the authority, when it talks TLS.
+    pub(crate) fn ca(&self) -> PathBuf {
+        PathBuf::from(self.server.fact("ca").expect("a registry with TLS says its authority"))
+    }
+
+    /// The requests it served so far whose path begins with `/v2/REPOSITORY/`, as `METHOD path status`.
+    pub(crate) fn requests(&self, repository: &str) -> Vec<String> {
+        let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        let prefix = format!("/v2/{repository}/");
+        log.lines()
+            .filter_map(|line| {
+                // Combined log format: … "GET /v2/x/blobs/sha256:… HTTP/1.1" 200 …
+                let (_, rest) = line.split_once(" \"")?;
+                let (request, rest) = rest.split_once("\" ")?;
+                let mut words = request.split(' ');
+                let (method, path) = (words.next()?, words.next()?);
+                let status = rest.split(' ').next()?;
+                path.starts_with(&prefix).then(|| format!("{method} {path} {status}"))
+            })
+            .collect()
+    }
+}
+
+/// The registry that all tests share: it holds `library/busybox` and `library/debian`. A test uses a repository of its
+/// own in it.
+pub(crate) fn registry() -> &'static Registry {
+    static SHARED: LazyLock<Registry> = LazyLock::new(|| {
+        Registry::start(&RegistryOptions { seeds: &["busybox", "debian"], ..RegistryOptions::default() })
+    });
+    &SHARED
+}
+
+/// Debian's `dockerd`, whose BuildKit kiln is compared with.
+#[derive(Debug)]
+pub(crate) struct Dockerd {
+    server: Server,
+    folder: TempDir,
+}
+
+impl Dockerd {
+    fn start() -> Result<Dockerd, String> {
+        for program in ["/usr/sbin/dockerd", "/usr/bin/docker"] {
+            if !Path::new(program).exists() {
+                return Err(format!("there is no {program} (Debian's docker.io)"));
+            }
+        }
+        let folder = temp_dir();
+        let path = folder.path().to_str().expect("a temporary folder's name is text");
+        let mirror = format!("http://{}", registry().host());
+        let server = Server::start(&["dockerd", path, "--mirror", &mirror])?;
+        Ok(Dockerd { server, folder })
+    }
+
+    /// Debian's client, bound to this daemon and to BuildKit.
+    pub(crate) fn docker(&self) -> Command {
+        let mut command = Command::new("/usr/bin/docker");
+        command
+            .env("DOCKER_HOST", self.server.fact("host").expect("dockerd says its socket"))
+            .env("DOCKER_CONFIG", self.folder.path().join("client"))
+            .env("DOCKER_BUILDKIT", "1")
+            .stdin(Stdio::null());
+        command
+    }
+}
+
+/// The one dockerd of this process, or why there is none.
+pub(crate) fn dockerd() -> Result<&'static Dockerd, &'static str> {
+    static SHARED: LazyLock<Result<Dockerd, String>> = LazyLock::new(Dockerd::start);
+    SHARED.as_ref().map_err(String::as_str)
+}
+
+/// A file server on loopback.
+#[derive(Debug)]
+pub(crate) struct FileServer(Server);
+
+impl FileServer {
+    pub(crate) fn start(folder: &Path) -> FileServer {
+        let path = folder.to_str().expect("a served folder's name is text");
+        FileServer(Server::start(&["files", path]).unwrap_or_else(|e| panic!("no file server: {e}")))
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub(crate) fn host(&self) -> &str {
+        self.0.fact("host").expect("a file server says its host")
+    }
+}
