@@ -30,6 +30,7 @@ pub mod image;
 pub mod layer;
 mod layout;
 pub mod lock;
+pub mod memo;
 pub mod mounts;
 pub mod owner;
 mod record;
