@@ -103,6 +103,13 @@ impl Source {
         line.strip_suffix('\r').unwrap_or(line)
     }
 
+    /// The text of a line, counted from 1, with its line end; empty beyond the last.
+    pub(crate) fn raw_line(&self, number: u32) -> &str {
+        let index = (number as usize).saturating_sub(1);
+        let Some(&start) = self.lines.get(index) else { return "" };
+        &self.text[start..self.lines.get(index + 1).copied().unwrap_or(self.text.len())]
+    }
+
     /// The span that covers whole lines, both counted from 1.
     #[must_use]
     pub fn span_of_lines(&self, first: u32, last: u32) -> Span {
@@ -125,17 +132,29 @@ impl Source {
     /// ```
     #[must_use]
     pub fn excerpt(&self, span: Span) -> String {
-        let count = self.line_count() as u32;
+        // solver/errdefs/source.go: a file that ends in a line feed has one more, empty line there.
+        let count = (self.line_count() + usize::from(self.text.ends_with('\n'))) as u32;
         let first = span.first_line.clamp(1, count.max(1));
         let last = span.last_line.clamp(first, count.max(first));
         let mut out = format!("{}:{}\n--------------------\n", self.name, first);
-        // BuildKit pads long quotations less: two lines around, growing with nothing else (solver/errdefs/source.go).
-        let from = first.saturating_sub(2).max(1);
-        let to = (last + 2).min(count);
+        let (mut from, mut to) = (first, last);
+        let padding = if first == last { 4 } else { 2 };
+        let mut used = 0;
+        while used < padding {
+            if from > 1 {
+                from -= 1;
+                used += 1;
+            }
+            if to < count {
+                to += 1;
+                used += 1;
+            }
+            used += 1;
+        }
         for number in from..=to {
             let mark = if (first..=last).contains(&number) { ">>>" } else { "   " };
             // Writing to a String cannot fail.
-            let _ = writeln!(out, "{number:>4} | {mark} {}", self.line(number));
+            let _ = writeln!(out, " {number:>3} | {mark} {}", self.line(number));
         }
         out.push_str("--------------------\n");
         out
