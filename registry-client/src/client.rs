@@ -1,19 +1,33 @@
 //! Hides the order of the protocol's requests behind calls that each do one whole thing.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
+use std::sync::{Mutex, PoisonError};
 
 use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::Digest;
 use kiln_oci::reference::Reference;
+use reqwest::Method;
 
+use crate::auth::Auth;
+use crate::blob::{self, Download};
+use crate::challenge::Scopes;
 use crate::credentials::Credentials;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Operation};
-use crate::{Options, Repository, Result};
+use crate::exchange::{Ask, Exchange};
+use crate::transport::Transport;
+use crate::upload::Upload;
+use crate::{Options, Repository, Result, Warning, manifest, upload};
 
 /// Speaks to registries. Share one among all threads of a process: tokens and connections are kept.
 #[derive(Debug)]
 pub struct Client {
     options: Options,
+    transport: Transport,
+    auth: Auth,
+    /// Locations of mirrors that couldn't be reached; they aren't asked again.
+    absent: Mutex<BTreeSet<String>>,
 }
 
 /// How a blob came to be in a repository.
@@ -42,7 +56,17 @@ impl Client {
     /// # Errors
     /// A mirror's location or a registry's name is not `host[:port]` (with a path, for a mirror).
     pub fn new(options: Options) -> Result<Self> {
-        Ok(Self { options })
+        for registry in options.registries.keys() {
+            Endpoint::registry(&options, registry).and_then(|_| Endpoint::mirrors(&options, registry)).map_err(|kind| {
+                Error::new(
+                    Operation { action: "use", subject: String::new(), registry: registry.clone(), host: registry.clone() },
+                    kind,
+                )
+            })?;
+        }
+        let transport = Transport::new(&options);
+        let auth = Auth::new(options.credentials.clone());
+        Ok(Self { options, transport, auth, absent: Mutex::default() })
     }
 
     /// The settings that it was made with.
@@ -55,7 +79,12 @@ impl Client {
     /// # Errors
     /// As [`fetch_manifest`](Self::fetch_manifest).
     pub fn resolve(&self, reference: &Reference) -> Result<Descriptor> {
-        Err(self.later(&reference.to_string()))
+        self.pull("resolve", &reference.into(), &reference.to_string(), &mut |exchange| match manifest::resolve(
+            exchange, reference,
+        )? {
+            Some(descriptor) => Ok(descriptor),
+            None => manifest::fetch(exchange, reference).map(|(descriptor, _)| descriptor),
+        })
     }
 
     /// Fetches a manifest or index, by digest if the reference has one, and else by tag. At most 4 MiB, hashed, its media
@@ -64,7 +93,9 @@ impl Client {
     /// # Errors
     /// Not found, not reachable, not allowed, or refused because what came is not what was asked for.
     pub fn fetch_manifest(&self, reference: &Reference) -> Result<(Descriptor, Vec<u8>)> {
-        Err(self.later(&reference.to_string()))
+        self.pull("pull manifest", &reference.into(), &reference.to_string(), &mut |exchange| {
+            manifest::fetch(exchange, reference)
+        })
     }
 
     /// Fetches a blob into `sink`, with retries that go on where the last one broke. `progress` is told how many bytes of the
@@ -81,8 +112,9 @@ impl Client {
         sink: &mut dyn Write,
         progress: &dyn Fn(u64),
     ) -> Result<()> {
-        let _ = (descriptor, sink, progress);
-        Err(self.later(&repository.to_string()))
+        let mut download = Download::new(descriptor, sink, progress);
+        let subject = format!("{repository}@{}", descriptor.digest);
+        self.pull("pull blob", repository, &subject, &mut |exchange| download.fetch(exchange, repository))
     }
 
     /// Whether the registry itself (no mirror) has a blob in this repository.
@@ -90,8 +122,10 @@ impl Client {
     /// # Errors
     /// Any answer but yes and no.
     pub fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool> {
-        let _ = digest;
-        Err(self.later(&repository.to_string()))
+        let endpoint = self.registry(repository.domain())?;
+        let subject = format!("{repository}@{digest}");
+        let exchange = self.exchange(&endpoint, "look for blob", &subject, Scopes::pull(repository.path()));
+        Ok(blob::head(&exchange, repository, digest)?.is_some())
     }
 
     /// Asks the registry to link a blob from another repository of the same registry; `false` when it declines (or when the
@@ -100,8 +134,14 @@ impl Client {
     /// # Errors
     /// No connection, or no right to push.
     pub fn mount_blob(&self, repository: &Repository, digest: &Digest, from: &Repository) -> Result<bool> {
-        let _ = (digest, from);
-        Err(self.later(&repository.to_string()))
+        if from.domain() != repository.domain() || from.path() == repository.path() {
+            return Ok(false);
+        }
+        let endpoint = self.registry(repository.domain())?;
+        let scopes = Scopes::push(repository.path()).with(from.path(), &["pull"]);
+        let subject = format!("{repository}@{digest}");
+        let exchange = self.exchange(&endpoint, "mount blob", &subject, scopes);
+        upload::mount_only(&exchange, repository, digest, from)
     }
 
     /// Pushes a blob unless the repository has it. `open` gives its bytes from the first one on; it is called again when a
@@ -133,8 +173,13 @@ impl Client {
         open: &dyn Fn() -> io::Result<Box<dyn Read + Send>>,
         progress: &dyn Fn(u64),
     ) -> Result<Pushed> {
-        let _ = (descriptor, sources, open, progress);
-        Err(self.later(&repository.to_string()))
+        let endpoint = self.registry(repository.domain())?;
+        let same = |source: &&Repository| source.domain() == repository.domain() && source.path() != repository.path();
+        let sources: Vec<&Repository> = sources.iter().filter(same).collect();
+        let scopes = sources.iter().fold(Scopes::push(repository.path()), |scopes, source| scopes.with(source.path(), &["pull"]));
+        let subject = format!("{repository}@{}", descriptor.digest);
+        let exchange = self.exchange(&endpoint, "push blob", &subject, scopes);
+        Upload { exchange: &exchange, repository, descriptor, open, progress }.run(&sources)
     }
 
     /// Pushes a manifest or index, whose blobs and manifests are there already, and returns its digest.
@@ -148,8 +193,13 @@ impl Client {
         media_type: &str,
         bytes: &[u8],
     ) -> Result<Digest> {
-        let _ = (name, media_type, bytes);
-        Err(self.later(&repository.to_string()))
+        let endpoint = self.registry(repository.domain())?;
+        let subject = match name {
+            ManifestName::Tag(tag) => format!("{repository}:{tag}"),
+            ManifestName::Digest => format!("{repository}@{}", Digest::of(bytes)),
+        };
+        let exchange = self.exchange(&endpoint, "push manifest", &subject, Scopes::push(repository.path()));
+        manifest::push(&exchange, repository, name, media_type, bytes)
     }
 
     /// Checks that a registry answers, and takes the stored credentials if it wants any.
@@ -157,7 +207,7 @@ impl Client {
     /// # Errors
     /// It can't be reached or doesn't accept them.
     pub fn ping(&self, registry: &str) -> Result<()> {
-        Err(self.later(registry))
+        self.check_version(&self.auth, "reach", registry)
     }
 
     /// Checks that a registry accepts `credentials` (`kiln login`); the stored ones are not looked at and nothing is stored.
@@ -165,12 +215,68 @@ impl Client {
     /// # Errors
     /// It can't be reached or doesn't accept them.
     pub fn check_login(&self, registry: &str, credentials: &Credentials) -> Result<()> {
-        let _ = credentials;
-        Err(self.later(registry))
+        self.check_version(&Auth::fixed(credentials.clone()), "log in", registry)
     }
 
-    fn later(&self, subject: &str) -> Error {
-        let operation = Operation { action: "reach", subject: subject.to_owned(), registry: String::new(), host: String::new() };
-        Error::new(operation, ErrorKind::Cancelled)
+    fn check_version(&self, auth: &Auth, action: &'static str, registry: &str) -> Result<()> {
+        let endpoint = self.registry(registry)?;
+        let exchange = Exchange { auth, ..self.exchange(&endpoint, action, "", Scopes::default()) };
+        let incoming = exchange.patiently(&Ask::new(Method::GET, endpoint.base.clone()))?;
+        if incoming.status.is_success() { Ok(()) } else { Err(exchange.error(exchange.refusal(incoming).kind)) }
+    }
+
+    /// Does a pull with the first host that can: the mirrors in their order, then the registry.
+    fn pull<T>(
+        &self,
+        action: &'static str,
+        repository: &Repository,
+        subject: &str,
+        fetch: &mut dyn FnMut(&Exchange<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let registry = self.registry(repository.domain())?;
+        let mut mirrors = Endpoint::mirrors(&self.options, repository.domain())
+            .map_err(|kind| Error::new(registry.operation(action, subject), kind))?;
+        {
+            let absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
+            mirrors.retain(|mirror| !absent.contains(&mirror.host));
+        }
+        let mut ask = |endpoint: &Endpoint| {
+            let scopes = Scopes::pull(&endpoint.path(repository.path()));
+            fetch(&self.exchange(endpoint, action, subject, scopes))
+        };
+        let mut passed: Vec<Error> = Vec::new();
+        for (position, mirror) in mirrors.iter().enumerate() {
+            let error = match ask(mirror) {
+                Ok(done) => return Ok(done),
+                Err(error) if error.kind().is_another_hosts_turn() => error,
+                Err(error) => return Err(error.after(&passed)),
+            };
+            if matches!(error.kind(), ErrorKind::Unreachable { .. }) {
+                self.absent.lock().unwrap_or_else(PoisonError::into_inner).insert(mirror.host.clone());
+            }
+            let next = &mirrors.get(position + 1).unwrap_or(&registry).host;
+            self.options.warnings.say(&Warning::MirrorPassedOver { mirror: &mirror.host, next, cause: &error });
+            passed.push(error);
+        }
+        ask(&registry).map_err(|error| error.after(&passed))
+    }
+
+    fn registry(&self, registry: &str) -> Result<Endpoint> {
+        Endpoint::registry(&self.options, registry).map_err(|kind| {
+            let operation =
+                Operation { action: "reach", subject: String::new(), registry: registry.to_owned(), host: registry.to_owned() };
+            Error::new(operation, kind)
+        })
+    }
+
+    fn exchange<'a>(&'a self, endpoint: &'a Endpoint, action: &'static str, subject: &str, scopes: Scopes) -> Exchange<'a> {
+        Exchange {
+            options: &self.options,
+            transport: &self.transport,
+            auth: &self.auth,
+            endpoint,
+            scopes,
+            operation: endpoint.operation(action, subject),
+        }
     }
 }

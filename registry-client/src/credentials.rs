@@ -1,9 +1,17 @@
 //! Hides where credentials are kept: Docker's `config.json` and the credential helpers that it names.
 
+mod docker_config;
+mod helper;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+use self::docker_config::DockerConfig;
+use self::helper::Helper;
 
 /// What proves to a registry who is asking. `Debug` never shows the secret.
 #[derive(Clone, PartialEq, Eq)]
@@ -126,13 +134,24 @@ impl CredentialStore {
         Self { file: Some(path.as_ref().into()) }
     }
 
+    /// The file that logins are kept in.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
     /// The credentials for a registry as references name it (`docker.io`, `localhost:5000`); `None` when there are none.
     ///
     /// # Errors
     /// The file is unreadable or malformed, or its credential helper is missing, failed, hung or printed nonsense.
     pub fn lookup(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
-        let _ = registry;
-        Ok(None)
+        let Some(path) = &self.file else { return Ok(None) };
+        let config = DockerConfig::read(path)?;
+        if let Some(name) = config.helper(registry)
+            && let Some(found) = Helper::new(name, path).get(docker_config::key(registry))?
+        {
+            return Ok(Some(found));
+        }
+        config.inline(registry)
     }
 
     /// Keeps credentials for a registry (`kiln login`): with the credential helper that the file names for it, else in the
@@ -141,8 +160,20 @@ impl CredentialStore {
     /// # Errors
     /// As [`lookup`](Self::lookup), and when the file can't be written.
     pub fn store(&self, registry: &str, credentials: &Credentials) -> Result<Kept, CredentialError> {
-        let _ = (registry, credentials);
-        Err(CredentialError::NoFile)
+        let path = self.file.as_ref().ok_or(CredentialError::NoFile)?;
+        let _lock = docker_config::lock(path)?;
+        let mut config = DockerConfig::read(path)?;
+        if let Some(name) = config.helper(registry) {
+            let helper = Helper::new(name, path);
+            helper.store(docker_config::key(registry), credentials)?;
+            let program = helper.program;
+            config.put(registry, None)?;
+            config.write()?;
+            return Ok(Kept::Helper(program));
+        }
+        config.put(registry, Some(credentials))?;
+        config.write()?;
+        Ok(Kept::File(path.to_path_buf()))
     }
 
     /// Forgets the credentials for a registry (`kiln logout`); says whether there were any.
@@ -150,7 +181,25 @@ impl CredentialStore {
     /// # Errors
     /// As [`store`](Self::store).
     pub fn erase(&self, registry: &str) -> Result<bool, CredentialError> {
-        let _ = registry;
-        Err(CredentialError::NoFile)
+        let path = self.file.as_ref().ok_or(CredentialError::NoFile)?;
+        if !path.exists() {
+            return Ok(false);
+        }
+        let _lock = docker_config::lock(path)?;
+        let mut config = DockerConfig::read(path)?;
+        let mut known = false;
+        if let Some(name) = config.helper(registry) {
+            let helper = Helper::new(name, path);
+            let key = docker_config::key(registry);
+            known = helper.get(key)?.is_some();
+            if known {
+                helper.erase(key)?;
+            }
+        }
+        if config.remove(registry) {
+            known = true;
+            config.write()?;
+        }
+        Ok(known)
     }
 }

@@ -18,6 +18,8 @@ pub struct Error(Box<Inner>);
 struct Inner {
     operation: Operation,
     kind: ErrorKind,
+    /// What mirrors said before, in one line each.
+    before: Vec<String>,
 }
 
 /// What was being done when a call failed.
@@ -52,7 +54,7 @@ impl fmt::Display for Operation {
 #[non_exhaustive]
 pub enum ErrorKind {
     /// 401 although everything was tried that the credentials allow.
-    #[error("the registry wants other credentials than {}: {answer}", if *.with_credentials { "those it was given" } else { "none" })]
+    #[error("{}: {answer}", if *.with_credentials { "not allowed with the stored credentials" } else { "not allowed without credentials" })]
     Unauthorized {
         /// What was answered.
         answer: Answer,
@@ -72,6 +74,14 @@ pub enum ErrorKind {
         answer: Answer,
         /// The pause that the registry asked for.
         retry_after: Option<Duration>,
+    },
+    /// A host that the registry redirected to refused; credentials never go there.
+    #[error("the registry redirected to {target}, which answered {answer}")]
+    Elsewhere {
+        /// The URL, without query.
+        target: String,
+        /// What it answered.
+        answer: Answer,
     },
     /// Any other status than the protocol foresees here.
     #[error("the registry answered {0}")]
@@ -265,7 +275,13 @@ pub(crate) fn printable(text: &str, limit: usize) -> String {
 
 impl Error {
     pub(crate) fn new(operation: Operation, kind: impl Into<ErrorKind>) -> Self {
-        Self(Box::new(Inner { operation, kind: kind.into() }))
+        Self(Box::new(Inner { operation, kind: kind.into(), before: Vec::new() }))
+    }
+
+    /// The same error, after these hosts were asked in vain.
+    pub(crate) fn after(mut self, passed: &[Error]) -> Self {
+        self.0.before = passed.iter().map(|error| format!("mirror {}: {}", error.operation().host, error.kind())).collect();
+        self
     }
 
     /// What was being done.
@@ -355,7 +371,11 @@ pub(crate) fn temporary_status(status: u16) -> bool {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.0.operation, self.0.kind)
+        write!(f, "{}: {}", self.0.operation, self.0.kind)?;
+        for before in &self.0.before {
+            write!(f, "; before that, {before}")?;
+        }
+        Ok(())
     }
 }
 

@@ -11,11 +11,20 @@
 //! The calls block; the client is `Send + Sync` and made to be shared by many threads.
 #![forbid(unsafe_code)]
 
+mod auth;
+mod blob;
+mod challenge;
 mod client;
 pub mod credentials;
+mod endpoint;
 pub mod error;
+mod exchange;
+mod manifest;
 pub mod options;
 mod repository;
+mod tls;
+mod transport;
+mod upload;
 
 pub use client::{Client, ManifestName, Pushed};
 pub use credentials::{CredentialStore, Credentials};

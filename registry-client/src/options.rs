@@ -63,7 +63,8 @@ pub struct RegistryOptions {
 /// A host that serves (part of) what a registry serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mirror {
-    /// `host[:port][/path]`; repositories are looked for below the path, as BuildKit does.
+    /// `host[:port][/path]`; repositories are looked for below the path, as BuildKit does. `https://` or `http://` may stand
+    /// before it.
     pub location: String,
     /// As [`RegistryOptions::plain_http`].
     pub plain_http: Option<bool>,

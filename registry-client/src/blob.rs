@@ -1,0 +1,113 @@
+//! Hides that a download may take several requests, and several hosts: what has come is counted and hashed across all of them.
+
+use std::io::Write;
+
+use kiln_oci::descriptor::Descriptor;
+use kiln_oci::digest::{Digest, Hasher};
+use reqwest::Method;
+use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
+
+use crate::Repository;
+use crate::error::{Error, ErrorKind, temporary_status};
+use crate::exchange::{Ask, Exchange, Fault, Patience};
+use crate::transport::Incoming;
+
+/// A try that brought at least this much was not in vain: the count of tries begins anew.
+const WORTHWHILE: u64 = 64 << 10;
+
+/// A blob on its way into a sink.
+pub(crate) struct Download<'a> {
+    descriptor: &'a Descriptor,
+    hasher: Hasher,
+    received: u64,
+    sink: &'a mut dyn Write,
+    progress: &'a dyn Fn(u64),
+}
+
+impl<'a> Download<'a> {
+    pub(crate) fn new(descriptor: &'a Descriptor, sink: &'a mut dyn Write, progress: &'a dyn Fn(u64)) -> Self {
+        Self { descriptor, hasher: Hasher::new(), received: 0, sink, progress }
+    }
+
+    /// Fetches what is missing from one host.
+    pub(crate) fn fetch(&mut self, exchange: &Exchange<'_>, repository: &Repository) -> Result<(), Error> {
+        let mut ask =
+            Ask::new(Method::GET, exchange.endpoint.url(repository.path(), &format!("blobs/{}", self.descriptor.digest)));
+        let mut patience = Patience::new(&exchange.options.retry);
+        loop {
+            let before = self.received;
+            if before > 0 {
+                let range = HeaderValue::from_str(&format!("bytes={before}-"))
+                    .map_err(|_| exchange.error(ErrorKind::Protocol("range".to_owned())))?;
+                ask.headers.insert(RANGE, range);
+            }
+            let fault = match exchange.once(&ask).and_then(|incoming| self.take(exchange, incoming)) {
+                Ok(()) => return Ok(()),
+                Err(fault) => fault,
+            };
+            if self.received - before >= WORTHWHILE {
+                patience.renew();
+            }
+            exchange.pause(&mut patience, fault)?;
+        }
+    }
+
+    fn take(&mut self, exchange: &Exchange<'_>, mut incoming: Incoming<'_>) -> Result<(), Fault> {
+        let size = self.descriptor.size;
+        let mut skip = match incoming.status.as_u16() {
+            // The whole blob, although a part was asked for: what came already is passed over.
+            200 => self.received,
+            206 if range_start(&incoming) == Some(self.received) => 0,
+            206 => return Err(ErrorKind::Protocol(format!("another range than the one from byte {} on", self.received)).into()),
+            status if temporary_status(status) => return Err(exchange.refusal(incoming)),
+            _ => return Err(exchange.refusal(incoming)),
+        };
+        if let Some(length) = incoming.content_length() {
+            let announced = (self.received - skip).saturating_add(length);
+            if announced != size {
+                return Err(ErrorKind::SizeMismatch { expected: size, actual: announced }.into());
+            }
+        }
+        while let Some(chunk) = incoming.chunk()? {
+            let passed = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
+            skip -= passed as u64;
+            let fresh = &chunk[passed..];
+            if fresh.is_empty() {
+                continue;
+            }
+            let received = self.received + fresh.len() as u64;
+            if received > size {
+                return Err(ErrorKind::SizeMismatch { expected: size, actual: received }.into());
+            }
+            self.hasher.update(fresh);
+            self.sink.write_all(fresh).map_err(ErrorKind::Local)?;
+            self.received = received;
+            (self.progress)(received);
+        }
+        if self.received < size {
+            return Err(ErrorKind::Interrupted { received: self.received, cause: "the answer ended early".to_owned() }.into());
+        }
+        let actual = std::mem::take(&mut self.hasher).finish();
+        let expected = self.descriptor.digest;
+        if actual != expected {
+            return Err(ErrorKind::DigestMismatch { source_of: "the content", expected, actual: actual.to_string() }.into());
+        }
+        Ok(())
+    }
+}
+
+fn range_start(incoming: &Incoming<'_>) -> Option<u64> {
+    let range = incoming.header(CONTENT_RANGE)?.trim().strip_prefix("bytes")?.trim_start();
+    range.split('-').next()?.trim().parse().ok()
+}
+
+/// Whether a repository has a blob; its size where the registry tells.
+pub(crate) fn head(exchange: &Exchange<'_>, repository: &Repository, digest: &Digest) -> Result<Option<Option<u64>>, Error> {
+    let ask = Ask::new(Method::HEAD, exchange.endpoint.url(repository.path(), &format!("blobs/{digest}")));
+    let incoming = exchange.patiently(&ask)?;
+    match incoming.status.as_u16() {
+        200..=299 => Ok(Some(incoming.content_length())),
+        404 => Ok(None),
+        _ => Err(exchange.error(exchange.refusal(incoming).kind)),
+    }
+}
