@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Installs what the demo, the tests or the benchmark need and this machine lacks. usage: setup.sh demo|test|bench|static
+set -euo pipefail
+
+# Each line: a program that tells whether the package is there, and the package.
+demo="docker-registry docker-registry
+skopeo skopeo
+debootstrap debootstrap
+busybox busybox-static
+/usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
+cc gcc"
+# What only some tests need: a test whose program can't be had is skipped and named.
+peers="/usr/bin/docker docker.io
+umoci umoci
+podman podman
+htpasswd apache2-utils
+openssl openssl
+zstd zstd
+bzip2 bzip2
+xz xz-utils
+setfattr attr"
+static="musl-gcc musl-tools"
+
+have() { [[ $1 == /* ]] && [[ -e $1 ]] || PATH=$PATH:/usr/sbin:/sbin command -v "$1" > /dev/null; }
+
+missing() { # reads lines as above, writes the packages whose program isn't there
+    while read -r program package; do
+        if [[ $package == busybox-static ]]; then
+            # The plain busybox package has the same program, linked against libc.
+            dpkg -s busybox-static > /dev/null 2>&1 || echo "$package"
+        else
+            have "$program" || echo "$package"
+        fi
+    done
+}
+
+as_root() { if [[ $(id -u) -eq 0 ]]; then "$@"; else sudo "$@"; fi; }
+updated=
+install() {
+    if [[ -z $updated ]]; then
+        as_root apt-get update -qq
+        updated=yes
+    fi
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" > /dev/null
+}
+
+needed=$(missing <<< "$demo")
+optional=
+case ${1:?demo, test, bench or static} in
+    demo) ;;
+    test | bench) optional=$(missing <<< "$peers") ;;
+    static) needed=$(missing <<< "$static") ;;
+esac
+if [[ -n $needed ]]; then
+    echo "installing" $needed
+    # shellcheck disable=SC2086
+    install $needed
+fi
+for package in $optional; do
+    echo "installing $package"
+    install "$package" || echo "could not install $package: tests that need it are skipped"
+done
