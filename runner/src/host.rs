@@ -1,10 +1,34 @@
-//! What this host offers: hides the probes.
+//! What this host offers: hides the probes, which find out by doing.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
+use rustix::thread::UnshareFlags;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup;
+use crate::sys;
 
 /// What the host offers to the sandbox.
 #[derive(Debug, Clone)]
 pub struct Host {
     /// The way in which sandboxes are made here.
     pub mode: Mode,
+    /// How overlays are mounted.
+    pub(crate) overlay: OverlayApi,
+    /// The host's `/etc/resolv.conf`.
+    pub(crate) resolv_conf: Vec<u8>,
+    /// Further files of `/sys` to hide, which differ by machine.
+    pub(crate) masked: Vec<String>,
+    /// Where control groups can be made.
+    pub(crate) group: Option<cgroup::Parent>,
+    /// kiln's own program, through a mount that nobody can write to (CVE-2019-5736).
+    pub(crate) program: Option<Arc<OwnedFd>>,
+    /// The pid namespace to come back to.
+    pub(crate) pid_namespace: Option<Arc<OwnedFd>>,
 }
 
 /// A way of making sandboxes.
@@ -19,9 +43,86 @@ pub enum Mode {
     },
 }
 
+/// How overlays are mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum OverlayApi {
+    /// Layers one by one, by descriptor (Linux 6.13).
+    Descriptors,
+    /// Layers one by one, by path (Linux 6.8).
+    Paths,
+    /// All in one string, a page at most.
+    Classic,
+}
+
 impl Host {
     /// Finds out by trying. Takes well under a millisecond; meant to be called once a process.
     pub fn probe() -> Host {
-        Host { mode: Mode::Unavailable { reason: "not built yet".to_owned() } }
+        let mode = match probe_root() {
+            Ok(()) => Mode::Root,
+            Err(reason) => Mode::Unavailable { reason },
+        };
+        let usable = mode == Mode::Root;
+        Host {
+            mode,
+            overlay: if usable { probe_overlay() } else { OverlayApi::Classic },
+            resolv_conf: fs::read("/etc/resolv.conf").unwrap_or_default(),
+            masked: throttle_files(),
+            group: usable.then(cgroup::find).flatten(),
+            program: usable.then(sealed_program).flatten().map(Arc::new),
+            pid_namespace: File::open("/proc/self/ns/pid").ok().map(OwnedFd::from).map(Arc::new),
+        }
     }
+}
+
+/// Makes the namespaces and a mount, in a thread of its own that ends with them.
+fn probe_root() -> Result<(), String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("kiln is not running as root".to_owned());
+    }
+    let attempt = || -> Result<(), String> {
+        let failed = |what: &str, error: io::Error| format!("{what} is refused here ({error})");
+        let flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWPID;
+        sys::unshare(flags).map_err(|error| failed("making namespaces (`unshare`)", error))?;
+        let tmpfs = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)
+            .map_err(|errno| failed("mounting (`fsopen`)", errno.into()))?;
+        rustix::mount::fsconfig_create(&tmpfs)
+            .and_then(|()| rustix::mount::fsmount(&tmpfs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()))
+            .map(drop)
+            .map_err(|errno| failed("mounting (`fsmount`)", errno.into()))
+    };
+    let thread = std::thread::Builder::new().name("probe".to_owned()).spawn(attempt).map_err(|error| error.to_string())?;
+    thread.join().unwrap_or_else(|_| Err("the probe failed".to_owned()))
+}
+
+/// Which form of layer does the overlay file system take?
+fn probe_overlay() -> OverlayApi {
+    let Ok(context) = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) else { return OverlayApi::Classic };
+    let by_descriptor = File::open("/").is_ok_and(|root| rustix::mount::fsconfig_set_fd(&context, "lowerdir+", root).is_ok());
+    if by_descriptor {
+        return OverlayApi::Descriptors;
+    }
+    match rustix::mount::fsconfig_set_string(&context, "lowerdir+", "/") {
+        Ok(()) => OverlayApi::Paths,
+        Err(_) => OverlayApi::Classic,
+    }
+}
+
+/// Podman hides the thermal counters of each processor, which tell what the neighbours do.
+fn throttle_files() -> Vec<String> {
+    let Ok(entries) = fs::read_dir("/sys/devices/system/cpu") else { return Vec::new() };
+    let mut paths: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| entry.path().join("thermal_throttle").to_str().map(str::to_owned))
+        .filter(|path| fs::exists(path).unwrap_or(false))
+        .collect();
+    paths.sort();
+    paths
+}
+
+/// kiln's program by way of a read-only mount that is attached nowhere.
+fn sealed_program() -> Option<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let program = rustix::mount::open_tree(rustix::fs::CWD, "/proc/self/exe", flags).ok()?;
+    sys::add_mount_attributes(program.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY).ok()?;
+    Some(program)
 }

@@ -5,28 +5,39 @@
 #![deny(unsafe_code)]
 
 mod cancel;
+mod cgroup;
 mod error;
 mod host;
+mod init;
+mod mount;
+mod plan;
+mod seccomp;
+mod spawn;
 mod spec;
+mod stub;
+mod supervise;
+mod sys;
 mod user;
+mod walk;
+mod wire;
 
 pub use cancel::Cancel;
 pub use error::RunError;
 pub use host::{Host, Mode};
+pub use spawn::run;
 pub use spec::{Mount, MountSource, Network, Outcome, OverlayUpper, RootFs, RunSpec, Security, Status, Stream};
-pub use user::UserError;
+pub use user::{Identity, UserError, resolve_user};
 
-/// The first call in `main`: returns at once in an ordinary process; when this process was started as a sandbox supervisor, it
-/// becomes that and never returns.
-pub fn take_over() {}
+/// The first call in `main`, before any thread exists: returns at once in an ordinary process; when this process was started as a
+/// sandbox supervisor, it becomes that and never returns.
+pub fn take_over() {
+    if supervise::is_supervisor() {
+        leave(supervise::supervise());
+    }
+}
 
-/// Runs `spec` to its end and hands its output to `output` as it comes.
-///
-/// When it returns, whatever the result, no process and no mount of the run exists. SIGKILL of the calling process, or the end
-/// of the calling thread, ends the run.
-///
-/// # Errors
-/// When the command could not be run to its end; a failing command is an `Ok`.
-pub fn run(_spec: &RunSpec, _host: &Host, _cancel: &Cancel, _output: &mut dyn FnMut(Stream, &[u8])) -> Result<Outcome, RunError> {
-    Err(RunError::Unavailable { reason: "not built yet".to_owned() })
+/// Ends this process, which is one of the sandbox's own.
+fn leave(code: i32) -> ! {
+    #[allow(clippy::exit, reason = "the process was made for this and has nothing else to do")]
+    std::process::exit(code)
 }

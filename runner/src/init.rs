@@ -1,0 +1,247 @@
+//! The last moments before the command: hides how a process with all rights becomes one with few.
+//!
+//! The order matters. The filter is loaded while CAP_SYS_ADMIN is still held, for without `no_new_privs` (sudo has to work) the
+//! kernel asks for it; everything that needs a call which the filter refuses comes before that.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::io::{self, Read};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
+
+use crate::mount::Sandbox;
+use crate::plan::{Command, Plan};
+use crate::seccomp;
+use crate::supervise::setup;
+use crate::sys;
+use crate::user::{Identity, LONGEST_FILE, resolve_user};
+use crate::walk::{Links, WalkError, open_inside, walk};
+use crate::wire::Failure;
+
+/// Turns this process, the first of its pid namespace, into the command; comes back only with the reason why it could not.
+pub(crate) fn become_command(plan: &Plan, sandbox: &mut Sandbox) -> Failure {
+    match try_become(plan, sandbox) {
+        Err(failure) => failure,
+        Ok(never) => match never {},
+    }
+}
+
+enum Never {}
+
+fn try_become(plan: &Plan, sandbox: &mut Sandbox) -> Result<Never, Failure> {
+    let command = &plan.command;
+    for step in &plan.inside {
+        sandbox.act(step)?;
+    }
+    let root = sandbox.root().map_err(|errno| setup("find the root file system", &errno.into()))?;
+    let identity = identity(root, &command.user)?;
+    let cwd = working_directory(root, &command.cwd)?;
+    let filter = seccomp::program();
+    let program = Program::new(command, &identity);
+
+    streams(root, &identity).map_err(|error| setup("hand over the standard streams", &error))?;
+    rustix::process::setsid().map_err(|errno| setup("make a session", &errno.into()))?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    limits();
+    sys::reset_signals();
+    if command.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).map_err(|errno| setup("set no_new_privs", &errno.into()))?;
+    }
+    sys::load_filter(&filter).map_err(|error| setup("load the system call filter", &error))?;
+    bounding_set(command.capabilities).map_err(|errno| setup("drop capabilities", &errno.into()))?;
+    become_user(&identity).map_err(|errno| setup("become the user", &errno.into()))?;
+    capabilities(command.capabilities, identity.uid).map_err(|errno| setup("set capabilities", &errno.into()))?;
+    rustix::process::fchdir(&cwd).map_err(|errno| Failure::WorkingDirectory {
+        path: Path::new(&command.cwd).to_owned().into(),
+        reason: io::Error::from(errno).to_string(),
+    })?;
+    check_cwd(&command.cwd)?;
+    sys::close_on_exec_from(3).map_err(|error| setup("close descriptors", &error))?;
+    Err(program.exec())
+}
+
+fn identity(root: BorrowedFd<'_>, user: &str) -> Result<Identity, Failure> {
+    let read = |path: &str| read_file(root, path).map_err(|errno| setup(&format!("read `{path}` of the image"), &errno.into()));
+    resolve_user(user, &read("/etc/passwd")?, &read("/etc/group")?).map_err(Failure::User)
+}
+
+/// The beginning of a regular file of the image; empty when there is none. Anything else in its place could block for ever
+/// (CVE-2024-9676), so that it counts as none.
+fn read_file(root: BorrowedFd<'_>, path: &str) -> Result<Vec<u8>, Errno> {
+    let fd = match open_inside(root, Path::new(path), OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS | Errno::NXIO) => return Ok(Vec::new()),
+        Err(errno) => return Err(errno),
+    };
+    if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
+        return Ok(Vec::new());
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::from(fd)
+        .take(LONGEST_FILE)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    Ok(bytes)
+}
+
+/// Opens the working directory, made when it is missing.
+fn working_directory(root: BorrowedFd<'_>, cwd: &OsStr) -> Result<OwnedFd, Failure> {
+    let failed = |reason: String| Failure::WorkingDirectory { path: Path::new(cwd).to_owned().into(), reason };
+    // Follows no magic link, so that no descriptor of kiln's, as `/proc/self/fd/7` would be, can be entered (CVE-2024-21626).
+    let open = || open_inside(root, Path::new(cwd), OFlags::PATH | OFlags::DIRECTORY);
+    match open() {
+        Ok(fd) => return Ok(fd),
+        Err(Errno::NOENT) => {}
+        Err(Errno::LOOP) => return Err(failed("it leads through a magic link or too many symbolic links".to_owned())),
+        Err(errno) => return Err(failed(io::Error::from(errno).to_string())),
+    }
+    let mut place = walk(root, Path::new(cwd), Links::Follow).map_err(|error| match error {
+        WalkError::Blocked { path, reason } => failed(format!("`{}`: {reason}", path.display())),
+        WalkError::System(errno) => failed(io::Error::from(errno).to_string()),
+    })?;
+    while let Some(name) = place.missing().first().cloned() {
+        let made = rustix::fs::mkdirat(place.directory(), &name, Mode::from_raw_mode(0o755))
+            .and_then(|()| crate::walk::open_directory(place.directory(), &name));
+        place.made_directory(made.map_err(|errno| failed(io::Error::from(errno).to_string()))?);
+    }
+    open().map_err(|errno| failed(io::Error::from(errno).to_string()))
+}
+
+/// After entering it: is the working directory one that exists below the root?
+fn check_cwd(cwd: &OsStr) -> Result<(), Failure> {
+    let inside = rustix::process::getcwd(Vec::new()).is_ok_and(|path| path.as_bytes().starts_with(b"/"));
+    if inside {
+        return Ok(());
+    }
+    Err(Failure::WorkingDirectory { path: Path::new(cwd).to_owned().into(), reason: "it is outside of the root".to_owned() })
+}
+
+/// Standard input is empty; the two pipes belong to the user, who may open them again as `/dev/stdout`.
+fn streams(root: BorrowedFd<'_>, identity: &Identity) -> io::Result<()> {
+    let null = open_inside(root, Path::new("/dev/null"), OFlags::RDONLY)?;
+    rustix::stdio::dup2_stdin(&null)?;
+    for stream in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        rustix::fs::fchown(stream, Some(Uid::from_raw(identity.uid)), None)?;
+    }
+    Ok(())
+}
+
+/// Open files as Docker has them, no core dumps; never above what the caller may have.
+fn limits() {
+    for (resource, soft, hard) in [(Resource::Nofile, 1024, 1_048_576), (Resource::Core, 0, 0)] {
+        let now = rustix::process::getrlimit(resource);
+        let hard = now.maximum.map_or(hard, |maximum| maximum.min(hard));
+        // Lowering a limit is always allowed.
+        let _ = rustix::process::setrlimit(resource, Rlimit { current: Some(soft.min(hard)), maximum: Some(hard) });
+    }
+}
+
+/// Leaves only `keep` in what any later program can have.
+fn bounding_set(keep: u64) -> Result<(), Errno> {
+    for number in 0..64 {
+        let one = CapabilitySet::from_bits_retain(1 << number);
+        if keep & (1 << number) != 0 {
+            continue;
+        }
+        match rustix::thread::remove_capability_from_bounding_set(one) {
+            Ok(()) => {}
+            // Past the last one that this kernel knows.
+            Err(Errno::INVAL) => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    match rustix::thread::clear_ambient_capability_set() {
+        Err(errno) if errno != Errno::INVAL => Err(errno),
+        _ => Ok(()),
+    }
+}
+
+fn become_user(identity: &Identity) -> Result<(), Errno> {
+    let groups: Vec<Gid> = identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    rustix::thread::set_thread_groups(&groups)?;
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)
+}
+
+/// For root the kept ones are permitted and effective; another user has none. Nothing is inheritable (CVE-2022-24769).
+fn capabilities(keep: u64, uid: u32) -> Result<(), Errno> {
+    let held = if uid == 0 { CapabilitySet::from_bits_retain(keep) } else { CapabilitySet::empty() };
+    let sets = CapabilitySets { effective: held, permitted: held, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets)
+}
+
+/// The command in the form that exec takes.
+struct Program {
+    name: OsString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+    /// `PATH`, to look a name without slash up in.
+    path: OsString,
+}
+
+impl Program {
+    fn new(command: &Command, identity: &Identity) -> Program {
+        // `plan` has refused zero bytes.
+        let c_string = |bytes: &[u8]| CString::new(bytes).unwrap_or_default();
+        let mut env: Vec<CString> = Vec::with_capacity(command.env.len() + 1);
+        let mut path = OsString::new();
+        let mut home_is_set = false;
+        for (name, value) in &command.env {
+            if name == "HOME" && value.is_empty() {
+                continue;
+            }
+            home_is_set |= name == "HOME";
+            if name == "PATH" {
+                path.clone_from(value);
+            }
+            env.push(c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat()));
+        }
+        if !home_is_set {
+            env.push(c_string(&[b"HOME=", identity.home.as_slice()].concat()));
+        }
+        let args: Vec<CString> = command.args.iter().map(|arg| c_string(arg.as_bytes())).collect();
+        let name = command.args.first().cloned().unwrap_or_default();
+        Program { name, args, env, path }
+    }
+
+    fn exec(&self) -> Failure {
+        let name = self.name.as_bytes();
+        let shown = self.name.to_string_lossy().into_owned();
+        if name.contains(&b'/') {
+            return match self.exec_at(name) {
+                Errno::NOENT if rustix::fs::stat(self.name.as_os_str()).is_err() => {
+                    Failure::ProgramNotFound { program: shown, in_path: false }
+                }
+                errno => Failure::Exec { program: shown, errno: errno.raw_os_error() },
+            };
+        }
+        let mut refused = None;
+        for directory in self.path.as_bytes().split(|byte| *byte == b':') {
+            // An empty or relative entry means the working directory, from which a program is not to be taken unasked (as in runc).
+            if name.is_empty() || !directory.starts_with(b"/") {
+                continue;
+            }
+            let candidate = [directory, b"/", name].concat();
+            match self.exec_at(&candidate) {
+                Errno::NOENT | Errno::NOTDIR if rustix::fs::stat(OsStr::from_bytes(&candidate)).is_err() => {}
+                Errno::ACCESS => refused = Some(Errno::ACCESS),
+                errno => return Failure::Exec { program: shown, errno: errno.raw_os_error() },
+            }
+        }
+        match refused {
+            Some(errno) => Failure::Exec { program: shown, errno: errno.raw_os_error() },
+            None => Failure::ProgramNotFound { program: shown, in_path: true },
+        }
+    }
+
+    fn exec_at(&self, path: &[u8]) -> Errno {
+        let Ok(path) = CString::new(path) else { return Errno::INVAL };
+        Errno::from_io_error(&sys::exec(&path, &self.args, &self.env)).unwrap_or(Errno::IO)
+    }
+}

@@ -1,0 +1,462 @@
+//! From a request and a host to a list of steps: hides which mounts, limits and rights a sandbox is made of. Pure.
+//!
+//! The lists can be read, printed and compared; `mount` and `init` act on them one by one and decide nothing.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::RunError;
+use crate::host::{Host, Mode, OverlayApi};
+use crate::spec::{MountSource, Network, RootFs, RunSpec, Security};
+
+/// Everything that the supervisor has to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// Namespaces that the supervisor makes for itself and the command (pid namespaces are always made).
+    pub(crate) namespaces: Vec<Namespace>,
+    /// Done by the supervisor, before the command's process exists.
+    pub(crate) outside: Vec<Step>,
+    /// Done by the command's process, before it becomes the command.
+    pub(crate) inside: Vec<Step>,
+    /// What that process becomes.
+    pub(crate) command: Command,
+}
+
+/// A kind of namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Namespace {
+    Mount,
+    Ipc,
+    Uts,
+    Net,
+}
+
+/// The command, with the rights and limits it gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Command {
+    pub(crate) args: Vec<OsString>,
+    pub(crate) env: Vec<(OsString, OsString)>,
+    pub(crate) cwd: OsString,
+    pub(crate) user: String,
+    /// Bit mask of the capabilities that stay, and that a root user holds.
+    pub(crate) capabilities: u64,
+    pub(crate) no_new_privileges: bool,
+}
+
+/// Attributes of a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Attributes {
+    pub(crate) readonly: bool,
+    pub(crate) nosuid: bool,
+    pub(crate) nodev: bool,
+    pub(crate) noexec: bool,
+}
+
+const PLAIN: Attributes = Attributes { readonly: false, nosuid: false, nodev: false, noexec: false };
+const NODEV: Attributes = Attributes { nodev: true, ..PLAIN };
+const INERT: Attributes = Attributes { readonly: false, nosuid: true, nodev: true, noexec: true };
+const INERT_READONLY: Attributes = Attributes { readonly: true, ..INERT };
+
+/// A file system that comes from no disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Virtual {
+    /// The kernel's name for it.
+    pub(crate) kind: String,
+    /// Options, in the order in which they are given.
+    pub(crate) options: Vec<(String, String)>,
+    pub(crate) attributes: Attributes,
+}
+
+/// An overlay of directories.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Overlay {
+    /// Top first.
+    pub(crate) lowers: Vec<OsString>,
+    /// Upper and work directory.
+    pub(crate) upper: Option<(OsString, OsString)>,
+    pub(crate) api: OverlayApi,
+}
+
+/// What a mount shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Source {
+    Virtual(Virtual),
+    Overlay(Overlay),
+    /// A directory or file of the host.
+    Host(OsString),
+    /// A file of the scratch file system.
+    Scratch(String),
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Step {
+    /// Keep mounts made on the host from appearing in the sandbox and the other way round.
+    KeepMountsPrivate,
+    /// Name the host.
+    Hostname(String),
+    /// Switch the loopback interface on.
+    LoopbackUp,
+    /// Mount a memory file system over `at`, for what the sandbox needs and no layer may hold.
+    Scratch { at: OsString },
+    /// Write a file into it.
+    ScratchFile { name: String, data: Vec<u8>, mode: u32 },
+    /// Mount the root file system; `layer` is the directory that takes its changes.
+    Root { source: Source, layer: OsString },
+    /// Make a directory for a later mount.
+    MountPoint { target: String },
+    /// Mount on one of the standard places, which has to be a real directory.
+    Standard { source: Virtual, target: String },
+    /// Mount on a place where links are followed inside the root.
+    Mount { source: Source, subpath: OsString, attributes: Attributes, target: OsString },
+    /// Make a character device.
+    Device { path: String, major: u32, minor: u32 },
+    /// Make a directory in a file system of kiln's.
+    Directory { path: String },
+    /// Make a symbolic link in a file system of kiln's.
+    Link { path: String, to: String },
+    /// Hide what is there, if anything is.
+    Mask { path: String },
+    /// Make what is there read-only, if anything is.
+    ReadOnly { path: String },
+    /// Make the root file system the root and let go of the host's.
+    EnterRoot,
+}
+
+/// Docker's default capabilities: CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW SYS_CHROOT
+/// MKNOD AUDIT_WRITE SETFCAP.
+const CAPABILITIES: u64 = 0xa804_25fb;
+/// Of these, what Podman leaves out: NET_RAW (13), MKNOD (27), AUDIT_WRITE (29).
+const NOT_HARDENED: u64 = 1 << 13 | 1 << 27 | 1 << 29;
+
+/// containerd's list and Podman's, which adds the last three lines.
+const MASKED_PROC: &[&str] = &[
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/interrupts",
+];
+const MASKED_SYS: &[&str] = &["/sys/firmware", "/sys/devices/virtual/powercap", "/sys/fs/selinux"];
+const READONLY_PROC: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+const DEVICES: &[(&str, u32, u32)] = &[
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+];
+
+const DEVICE_LINKS: &[(&str, &str)] = &[
+    ("/dev/ptmx", "pts/ptmx"),
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+];
+
+/// Decides how `spec` runs on `host`.
+///
+/// # Errors
+/// When the host has no way to make a sandbox, or the request makes no sense anywhere.
+pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
+    match &host.mode {
+        Mode::Root => {}
+        Mode::Unavailable { reason } => return Err(RunError::Unavailable { reason: reason.clone() }),
+    }
+    check(spec)?;
+    let mut namespaces = vec![Namespace::Mount, Namespace::Ipc, Namespace::Uts];
+    let mut outside = vec![Step::KeepMountsPrivate, Step::Hostname(spec.hostname.clone())];
+    if spec.network == Network::None {
+        namespaces.push(Namespace::Net);
+        outside.push(Step::LoopbackUp);
+    }
+    outside.extend(root(spec, host));
+    outside.extend(devices(spec));
+    outside.extend(system(host));
+    outside.extend(names(spec, host));
+    for (index, mount) in spec.mounts.iter().enumerate() {
+        outside.extend(extra_mount(index, mount, host));
+    }
+    // Mounted by the command's process, for a proc file system shows the pid namespace of who mounts it; the mount point is made
+    // outside, where mount points are written down.
+    outside.push(Step::MountPoint { target: "/proc".to_owned() });
+
+    let proc = Virtual { kind: "proc".to_owned(), options: vec![], attributes: INERT };
+    let mut inside = vec![Step::Standard { source: proc, target: "/proc".to_owned() }];
+    inside.extend(MASKED_PROC.iter().map(|path| Step::Mask { path: (*path).to_owned() }));
+    inside.extend(READONLY_PROC.iter().map(|path| Step::ReadOnly { path: (*path).to_owned() }));
+    inside.push(Step::EnterRoot);
+
+    let hardened = spec.security == Security::Hardened;
+    let command = Command {
+        args: spec.args.clone(),
+        env: spec.env.clone(),
+        cwd: spec.cwd.clone().into_os_string(),
+        user: spec.user.clone(),
+        capabilities: if hardened { CAPABILITIES & !NOT_HARDENED } else { CAPABILITIES },
+        no_new_privileges: hardened,
+    };
+    Ok(Plan { namespaces, outside, inside, command })
+}
+
+/// Refuses what no host can run.
+fn check(spec: &RunSpec) -> Result<(), RunError> {
+    let invalid = |reason: String| Err(RunError::Invalid { reason });
+    if spec.args.is_empty() {
+        return invalid("there is no command to run".to_owned());
+    }
+    let has_nul = |text: &OsStr| text.as_bytes().contains(&0);
+    if spec.args.iter().any(|text| has_nul(text)) || spec.env.iter().any(|(name, value)| has_nul(name) || has_nul(value)) {
+        return invalid("a zero byte can't be in an argument or an environment variable".to_owned());
+    }
+    if let Some((name, _)) = spec.env.iter().find(|(name, _)| name.is_empty() || name.as_bytes().contains(&b'=')) {
+        return invalid(format!("`{}` can't be the name of an environment variable", name.display()));
+    }
+    if !spec.cwd.is_absolute() || has_nul(spec.cwd.as_os_str()) {
+        return invalid(format!("the working directory `{}` is not an absolute path", spec.cwd.display()));
+    }
+    if spec.hostname.is_empty()
+        || spec.hostname.len() > 64
+        || spec.hostname.contains(|c: char| c.is_whitespace() || c.is_control())
+    {
+        return invalid(format!("`{}` can't be a host name", spec.hostname.escape_debug()));
+    }
+    if let Some((name, address)) = spec
+        .extra_hosts
+        .iter()
+        .find(|(name, address)| format!("{name}{address}").contains(|c: char| c.is_whitespace() || c.is_control()))
+    {
+        return invalid(format!("`{}` can't be a line of /etc/hosts", format!("{name}:{address}").escape_debug()));
+    }
+    for mount in &spec.mounts {
+        let target = &mount.target;
+        let plain = clean(target);
+        if !target.is_absolute() || plain == Path::new("/") || has_nul(target.as_os_str()) {
+            return invalid(format!("cannot mount on `{}`: it has to be an absolute path below `/`", target.display()));
+        }
+        if plain.starts_with("/proc") {
+            return invalid(format!("cannot mount on `{}`: nothing can be mounted below `/proc`", target.display()));
+        }
+        match &mount.source {
+            MountSource::Overlay { lowers, .. } if lowers.is_empty() => {
+                return invalid(format!("the mount on `{}` has no layers", target.display()));
+            }
+            MountSource::Tmpfs { .. } | MountSource::File { .. } if !is_whole(&mount.subpath) => {
+                return invalid(format!("the mount on `{}` can't have a path below its source", target.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// `path` without `.` and `..`; only for looking at, links not considered.
+fn clean(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::ParentDir => drop(clean.pop()),
+            Component::Normal(name) => clean.push(name),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    clean
+}
+
+fn is_whole(subpath: &Path) -> bool {
+    clean(subpath) == Path::new("/")
+}
+
+fn root(spec: &RunSpec, host: &Host) -> Vec<Step> {
+    let (source, layer) = match &spec.root {
+        RootFs::Overlay { lowers, upper, work } => {
+            let overlay = overlay(lowers, Some((upper, work)), host);
+            (Source::Overlay(overlay), upper.clone().into_os_string())
+        }
+        RootFs::Dir(path) => (Source::Host(path.clone().into_os_string()), path.clone().into_os_string()),
+    };
+    // Any directory would do; this one surely exists, and the mount over it is seen by nobody else.
+    vec![Step::Scratch { at: layer.clone() }, Step::Root { source, layer }]
+}
+
+fn overlay(lowers: &[PathBuf], upper: Option<(&PathBuf, &PathBuf)>, host: &Host) -> Overlay {
+    Overlay {
+        lowers: lowers.iter().map(|lower| lower.clone().into_os_string()).collect(),
+        upper: upper.map(|(upper, work)| (upper.clone().into_os_string(), work.clone().into_os_string())),
+        api: host.overlay,
+    }
+}
+
+fn devices(spec: &RunSpec) -> Vec<Step> {
+    // 0755: in a sticky directory the kernel refuses to open a device of another owner with O_CREAT, as `>` does
+    // (fs.protected_regular).
+    let dev = tmpfs(&[("mode", "755".to_owned()), ("size", (64 << 20).to_string())], Attributes { nosuid: true, ..PLAIN });
+    let pts = Virtual {
+        kind: "devpts".to_owned(),
+        options: [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+        attributes: Attributes { nodev: false, ..INERT },
+    };
+    let shm = tmpfs(&[("mode", "1777".to_owned()), ("size", spec.shm_size.to_string())], INERT);
+    let mqueue = Virtual { kind: "mqueue".to_owned(), options: vec![], attributes: INERT };
+    let mut steps = vec![Step::Standard { source: dev, target: "/dev".to_owned() }];
+    steps.extend(DEVICES.iter().map(|(path, major, minor)| Step::Device {
+        path: (*path).to_owned(),
+        major: *major,
+        minor: *minor,
+    }));
+    steps.extend(DEVICE_LINKS.iter().map(|(path, to)| Step::Link { path: (*path).to_owned(), to: (*to).to_owned() }));
+    for (path, source) in [("/dev/pts", pts), ("/dev/shm", shm), ("/dev/mqueue", mqueue)] {
+        steps.push(Step::Directory { path: path.to_owned() });
+        steps.push(Step::Standard { source, target: path.to_owned() });
+    }
+    steps
+}
+
+fn tmpfs(options: &[(&str, String)], attributes: Attributes) -> Virtual {
+    let options = options.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    Virtual { kind: "tmpfs".to_owned(), options, attributes }
+}
+
+fn system(host: &Host) -> Vec<Step> {
+    let sys = Virtual { kind: "sysfs".to_owned(), options: vec![], attributes: INERT_READONLY };
+    let mut steps = vec![Step::Standard { source: sys, target: "/sys".to_owned() }];
+    // The group tree itself is not shown: a build has no use for it, and a mount that isn't there can't be made writable.
+    steps.push(Step::Mask { path: "/sys/fs/cgroup".to_owned() });
+    let masked = MASKED_SYS.iter().copied().chain(host.masked.iter().map(String::as_str));
+    steps.extend(masked.map(|path| Step::Mask { path: path.to_owned() }));
+    steps
+}
+
+fn names(spec: &RunSpec, host: &Host) -> Vec<Step> {
+    let resolv = match spec.network {
+        Network::Host => host.resolv_conf.clone(),
+        Network::None => Vec::new(),
+    };
+    let mut hosts = format!("127.0.0.1\tlocalhost {}\n::1\tlocalhost ip6-localhost ip6-loopback\n", spec.hostname);
+    for (name, address) in &spec.extra_hosts {
+        hosts.push_str(&format!("{address}\t{name}\n"));
+    }
+    [("resolv.conf", resolv), ("hosts", hosts.into_bytes())]
+        .into_iter()
+        .flat_map(|(name, data)| {
+            [
+                Step::ScratchFile { name: name.to_owned(), data, mode: 0o644 },
+                Step::Mount {
+                    source: Source::Scratch(name.to_owned()),
+                    subpath: OsString::new(),
+                    attributes: Attributes { readonly: true, ..NODEV },
+                    target: format!("/etc/{name}").into(),
+                },
+            ]
+        })
+        .collect()
+}
+
+fn extra_mount(index: usize, mount: &crate::spec::Mount, host: &Host) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let source = match &mount.source {
+        MountSource::Bind { path } => Source::Host(path.clone().into_os_string()),
+        MountSource::Overlay { lowers, upper } => {
+            Source::Overlay(overlay(lowers, upper.as_ref().map(|upper| (&upper.upper, &upper.work)), host))
+        }
+        MountSource::Tmpfs { size } => {
+            let mut options = vec![("mode", "1777".to_owned())];
+            options.extend(size.map(|size| ("size", size.to_string())));
+            Source::Virtual(tmpfs(&options, PLAIN))
+        }
+        MountSource::File { data, mode } => {
+            let name = format!("file-{index}");
+            steps.push(Step::ScratchFile { name: name.clone(), data: data.clone(), mode: *mode });
+            Source::Scratch(name)
+        }
+    };
+    steps.push(Step::Mount {
+        source,
+        subpath: if is_whole(&mount.subpath) { OsString::new() } else { mount.subpath.clone().into_os_string() },
+        attributes: Attributes { readonly: mount.readonly, ..NODEV },
+        target: mount.target.clone().into_os_string(),
+    });
+    steps
+}
+
+/// What the step does, in words that fit after "could not".
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::KeepMountsPrivate => f.write_str("make mounts private"),
+            Step::Hostname(name) => write!(f, "set the host name `{name}`"),
+            Step::LoopbackUp => f.write_str("switch the loopback interface on"),
+            Step::Scratch { at } => write!(f, "mount scratch space on `{}`", at.display()),
+            Step::ScratchFile { name, mode, .. } => write!(f, "write scratch file `{name}` ({mode:o})"),
+            Step::Root { source, .. } => write!(f, "mount {source} as the root file system"),
+            Step::MountPoint { target } => write!(f, "make the mount point `{target}`"),
+            Step::Standard { source, target } => write!(f, "mount {source} on `{target}`"),
+            Step::Mount { source, subpath, attributes, target } => {
+                write!(f, "mount {source}")?;
+                if !subpath.is_empty() {
+                    write!(f, " at `{}`", subpath.display())?;
+                }
+                write!(f, "{attributes} on `{}`", target.display())
+            }
+            Step::Device { path, major, minor } => write!(f, "make the device `{path}` ({major}:{minor})"),
+            Step::Directory { path } => write!(f, "make the directory `{path}`"),
+            Step::Link { path, to } => write!(f, "make the link `{path}` to `{to}`"),
+            Step::Mask { path } => write!(f, "mask `{path}`"),
+            Step::ReadOnly { path } => write!(f, "make `{path}` read-only"),
+            Step::EnterRoot => f.write_str("enter the root file system"),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Virtual(source) => source.fmt(f),
+            Source::Overlay(overlay) => {
+                let layers = overlay.lowers.len();
+                write!(f, "an overlay of {layers} {}", if layers == 1 { "layer" } else { "layers" })?;
+                match &overlay.upper {
+                    Some((upper, _)) => write!(f, " and `{}`", upper.display()),
+                    None => Ok(()),
+                }
+            }
+            Source::Host(path) => write!(f, "`{}` of the host", path.display()),
+            Source::Scratch(name) => write!(f, "scratch file `{name}`"),
+        }
+    }
+}
+
+impl fmt::Display for Virtual {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.kind)?;
+        for (key, value) in &self.options {
+            write!(f, " {key}={value}")?;
+        }
+        self.attributes.fmt(f)
+    }
+}
+
+impl fmt::Display for Attributes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = [(self.readonly, "ro"), (self.nosuid, "nosuid"), (self.nodev, "nodev"), (self.noexec, "noexec")];
+        for name in names.iter().filter(|(set, _)| *set).map(|(_, name)| name) {
+            write!(f, " {name}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

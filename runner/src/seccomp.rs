@@ -1,0 +1,178 @@
+//! Which system calls a sandboxed command may make: hides the filter program.
+//!
+//! An allow-list (Docker's), as a binary search over ranges of numbers: a linear list would cost 350 comparisons a call where the
+//! kernel can't cache the answer. 32-bit x86 programs have their own numbers and keep working; x32 (64-bit calls with 32-bit
+//! pointers, behind the same entry point) does not exist here. Numbers that are newer than the profile answer ENOSYS, so that a C
+//! library falls back to what it used before.
+
+mod table;
+
+use crate::sys::Instruction;
+use table::{NEWEST, Rule, TABLE};
+
+/// The whole filter for this architecture.
+pub(crate) fn program() -> Vec<Instruction> {
+    #[cfg(target_arch = "x86_64")]
+    return program_for(&[
+        (AUDIT_ARCH_X86_64, numbers(|row| row.2), Some(X32_BIT)),
+        (AUDIT_ARCH_I386, numbers(|row| row.3), None),
+    ]);
+    #[cfg(target_arch = "aarch64")]
+    return program_for(&[(AUDIT_ARCH_AARCH64, numbers(|row| row.4), None)]);
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("the system call numbers of this architecture are not in seccomp/table.rs yet");
+
+#[cfg(target_arch = "x86_64")]
+const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+#[cfg(target_arch = "x86_64")]
+const AUDIT_ARCH_I386: u32 = 0x4000_0003;
+#[cfg(target_arch = "aarch64")]
+const AUDIT_ARCH_AARCH64: u32 = 0xc000_00b7;
+/// Set in the number of every x32 call.
+#[cfg(target_arch = "x86_64")]
+const X32_BIT: u32 = 0x4000_0000;
+
+/// What is to be done with a range of numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Rule(Rule),
+    Deny,
+}
+
+/// The rows that exist on one architecture, by number.
+fn numbers(column: impl Fn(&table::Row) -> i32) -> Vec<(u32, Rule)> {
+    let mut numbers: Vec<(u32, Rule)> =
+        TABLE.iter().filter_map(|row| u32::try_from(column(row)).ok().map(|number| (number, row.1))).collect();
+    numbers.sort_unstable_by_key(|(number, _)| *number);
+    numbers
+}
+
+/// Offsets in `struct seccomp_data` (linux/seccomp.h); of arguments the low half, both supported architectures being little-endian.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const ARGUMENT_0: u32 = 16;
+const ARGUMENT_1: u32 = 24;
+
+const RETURN_ALLOW: u32 = 0x7fff_0000;
+const RETURN_ERRNO: u32 = 0x0005_0000;
+const EPERM: u32 = RETURN_ERRNO | libc::EPERM as u32;
+const ENOSYS: u32 = RETURN_ERRNO | libc::ENOSYS as u32;
+
+fn program_for(architectures: &[(u32, Vec<(u32, Rule)>, Option<u32>)]) -> Vec<Instruction> {
+    let mut program = vec![load(ARCHITECTURE)];
+    for (architecture, numbers, closed_from) in architectures {
+        let mut body = vec![load(NUMBER)];
+        if let Some(bit) = closed_from {
+            body.extend([jump(JGE, *bit, 0, 1), ret(ENOSYS)]);
+        }
+        body.extend(search(&ranges(numbers)));
+        // A jump reaches 255 instructions; the unconditional one reaches everywhere.
+        program.extend([jump(JEQ, *architecture, 1, 0), jump(JA, body.len() as u32, 0, 0)]);
+        program.extend(body);
+    }
+    program.push(ret(EPERM));
+    program
+}
+
+/// Sorted starts of ranges, each reaching to the next: first number and verdict. The last range reaches to the end.
+fn ranges(numbers: &[(u32, Rule)]) -> Vec<(u32, Verdict)> {
+    let mut ranges: Vec<(u32, Verdict)> = vec![(0, Verdict::Deny)];
+    let mut push = |start: u32, verdict: Verdict| match ranges.last_mut() {
+        Some(last) if last.1 == verdict => {}
+        Some(last) if last.0 == start => last.1 = verdict,
+        _ => ranges.push((start, verdict)),
+    };
+    let mut next = 0;
+    for (number, rule) in numbers {
+        if *number > next {
+            push(next, Verdict::Deny);
+        }
+        push(*number, Verdict::Rule(*rule));
+        next = number + 1;
+    }
+    if next <= NEWEST {
+        push(next, Verdict::Deny);
+    }
+    push(NEWEST + 1, Verdict::Rule(Rule::Missing));
+    ranges
+}
+
+fn search(ranges: &[(u32, Verdict)]) -> Vec<Instruction> {
+    if let [(_, verdict)] = ranges {
+        return decide(*verdict);
+    }
+    let (low, high) = ranges.split_at(ranges.len() / 2);
+    let pivot = high[0].0;
+    let (low, high) = (search(low), search(high));
+    let mut code = match u8::try_from(low.len()) {
+        Ok(distance) => vec![jump(JGE, pivot, distance, 0)],
+        Err(_) => vec![jump(JGE, pivot, 0, 1), jump(JA, low.len() as u32, 0, 0)],
+    };
+    code.extend(low);
+    code.extend(high);
+    code
+}
+
+/// Code that ends with an answer.
+fn decide(verdict: Verdict) -> Vec<Instruction> {
+    match verdict {
+        Verdict::Deny => vec![ret(EPERM)],
+        Verdict::Rule(Rule::Allow) => vec![ret(RETURN_ALLOW)],
+        Verdict::Rule(Rule::Missing) => vec![ret(ENOSYS)],
+        Verdict::Rule(Rule::Socket) => {
+            // The families that the profile lists. Not among them: AF_ALG (38; CVE-2026-31431) and AF_VSOCK (40), which
+            // reaches the hypervisor.
+            const DENIED: &[u32] = &[12, 19, 20, 23, 25, 34, 37, 38, 40];
+            let mut code = vec![load(ARGUMENT_0), jump(JGE, 46, 0, 1), ret(EPERM)];
+            code.extend(any_of(DENIED, EPERM, RETURN_ALLOW));
+            code
+        }
+        Verdict::Rule(Rule::Personality) => {
+            let mut code = vec![load(ARGUMENT_0)];
+            code.extend(any_of(&[0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff], RETURN_ALLOW, EPERM));
+            code
+        }
+        Verdict::Rule(Rule::Process) => {
+            // CLONE_NEWNS, CGROUP, UTS, IPC, USER, PID, NET.
+            vec![load(ARGUMENT_0), jump(JSET, 0x7e02_0000, 0, 1), ret(EPERM), ret(RETURN_ALLOW)]
+        }
+        Verdict::Rule(Rule::Ioctl) => {
+            // TIOCSTI and TIOCLINUX type into a terminal (CVE-2017-5226).
+            let mut code = vec![load(ARGUMENT_1)];
+            code.extend(any_of(&[0x5412, 0x541c], EPERM, RETURN_ALLOW));
+            code
+        }
+    }
+}
+
+/// Answers `then` when the loaded word is one of `values`.
+fn any_of(values: &[u32], then: u32, otherwise: u32) -> Vec<Instruction> {
+    let mut code: Vec<Instruction> = values.iter().flat_map(|value| [jump(JEQ, *value, 0, 1), ret(then)]).collect();
+    code.push(ret(otherwise));
+    code
+}
+
+// Operations, from linux/bpf_common.h.
+const LOAD_WORD: u16 = 0x20;
+const RETURN: u16 = 0x06;
+const JA: u16 = 0x05;
+const JEQ: u16 = 0x15;
+const JGE: u16 = 0x35;
+const JSET: u16 = 0x45;
+
+const fn load(offset: u32) -> Instruction {
+    Instruction { code: LOAD_WORD, jt: 0, jf: 0, k: offset }
+}
+
+const fn ret(answer: u32) -> Instruction {
+    Instruction { code: RETURN, jt: 0, jf: 0, k: answer }
+}
+
+const fn jump(code: u16, k: u32, jt: u8, jf: u8) -> Instruction {
+    Instruction { code, jt, jf, k }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,240 @@
+//! kiln's side of a run: hides the supervisor process, its pipes and its end.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+
+use crate::cancel::Cancel;
+use crate::cgroup::Group;
+use crate::error::RunError;
+use crate::host::Host;
+use crate::plan::plan;
+use crate::spec::{Outcome, RootFs, RunSpec, Status, Stream};
+use crate::stub;
+use crate::supervise::{Assignment, NAME};
+use crate::sys;
+use crate::wire::{self, KILL, Report, TERMINATE};
+
+/// How long a command has to end after SIGTERM.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs `spec` to its end and hands its output to `output` as it comes.
+///
+/// When it returns, whatever the result, no process and no mount of the run exists, and what the command changed is complete in the
+/// root's upper directory (see [`RootFs`] on what is on the disk by then). SIGKILL of the calling process, or the end of the calling
+/// thread, ends the run. `output` must not start threads before it was called once; it is called on this thread.
+///
+/// # Errors
+/// When the command could not be run to its end; a failing command is an `Ok`. [`RunError::Cancelled`] when `cancel` ended it.
+pub fn run(spec: &RunSpec, host: &Host, cancel: &Cancel, output: &mut dyn FnMut(Stream, &[u8])) -> Result<Outcome, RunError> {
+    let plan = plan(spec, host)?;
+    if cancel.is_triggered() {
+        return Err(RunError::Cancelled);
+    }
+    let group = Group::make(host.group.as_ref(), spec.pids);
+    let assignment = Assignment { plan, group: group.as_ref().map(Group::place) };
+    let mut supervisor = Supervisor::start(host).map_err(RunError::Supervisor)?;
+    let mut said = Said::default();
+    let followed = supervisor.follow(&assignment, cancel, output, &mut said);
+    let ended = supervisor.end();
+    // Also after a failure, for a plain directory is the caller's and stays.
+    let (RootFs::Overlay { upper: layer, .. } | RootFs::Dir(layer)) = &spec.root;
+    let removed = stub::remove(layer, &said.stubs);
+
+    let cancelled = followed.map_err(RunError::Supervisor)?;
+    let how = ended.map_err(RunError::Supervisor)?;
+    if cancelled {
+        return Err(RunError::Cancelled);
+    }
+    let status = match said.result {
+        None => return Err(RunError::SupervisorLost { how: how.to_string() }),
+        Some(Err(error)) => return Err(error),
+        Some(Ok(Status::Signaled(libc::SIGKILL))) if group.is_some_and(|group| group.ran_out_of_memory()) => Status::OomKilled,
+        Some(Ok(status)) => status,
+    };
+    removed?;
+    Ok(Outcome { status })
+}
+
+/// What the supervisor said so far.
+#[derive(Default)]
+struct Said {
+    stubs: Vec<stub::Stub>,
+    result: Option<Result<Status, RunError>>,
+}
+
+/// A running supervisor; killed and waited for when dropped.
+struct Supervisor {
+    child: Child,
+    socket: UnixStream,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+    waited: bool,
+}
+
+impl Supervisor {
+    fn start(host: &Host) -> io::Result<Supervisor> {
+        let (socket, theirs) = UnixStream::pair()?;
+        let program = match &host.program {
+            Some(program) => format!("/proc/self/fd/{}", program.as_raw_fd()),
+            None => "/proc/self/exe".to_owned(),
+        };
+        let mut command = Command::new(program);
+        command.arg0(NAME).env_clear().stdin(OwnedFd::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = in_new_pid_namespace(host, || command.spawn())?;
+        let stdout = child.stdout.take().map(OwnedFd::from);
+        let stderr = child.stderr.take().map(OwnedFd::from);
+        Ok(Supervisor { child, socket, stdout, stderr, waited: false })
+    }
+
+    /// Hands over the assignment and passes output on until there is no more. Answers whether the run was cancelled.
+    fn follow(
+        &mut self,
+        assignment: &Assignment,
+        cancel: &Cancel,
+        output: &mut dyn FnMut(Stream, &[u8]),
+        said: &mut Said,
+    ) -> io::Result<bool> {
+        match wire::send(&mut self.socket, assignment) {
+            // It is gone already; what it said, and how it ended, is told below.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            sent => sent?,
+        }
+        let mut buffer = vec![0u8; 64 << 10];
+        let mut listening = true;
+        let mut wishes = Wishes::default();
+        while listening || self.stdout.is_some() || self.stderr.is_some() {
+            let timeout = wishes.act(cancel, &mut self.socket);
+            let mut waits: Vec<(Source, PollFd<'_>)> = Vec::with_capacity(4);
+            if listening {
+                waits.push((Source::Supervisor, PollFd::new(&self.socket, PollFlags::IN)));
+            }
+            for (stream, fd) in [(Stream::Stdout, &self.stdout), (Stream::Stderr, &self.stderr)] {
+                if let Some(fd) = fd {
+                    waits.push((Source::Stream(stream), PollFd::new(fd, PollFlags::IN)));
+                }
+            }
+            match wishes.next(cancel) {
+                Some(fd) => waits.push((Source::Cancel, PollFd::from_borrowed_fd(fd, PollFlags::IN))),
+                None => {}
+            }
+            let ready = poll(&mut waits, timeout)?;
+            for source in ready {
+                match source {
+                    Source::Cancel => {}
+                    Source::Supervisor => match wire::receive::<Report>(&mut self.socket) {
+                        Ok(Some(Report::Stubs(stubs))) => said.stubs.extend(stubs),
+                        Ok(Some(Report::Failed(failure))) => said.result = Some(Err(failure.into())),
+                        Ok(Some(Report::Ended(ending))) => said.result = Some(Ok(ending.into())),
+                        // Closed, or cut off in the middle of a word: it is dead.
+                        Ok(None) | Err(_) => listening = false,
+                    },
+                    Source::Stream(stream) => {
+                        let slot = if stream == Stream::Stdout { &mut self.stdout } else { &mut self.stderr };
+                        let read = slot.as_ref().map_or(Ok(0), |fd| rustix::io::read(fd, &mut buffer));
+                        match read {
+                            Ok(0) => *slot = None,
+                            Ok(length) => output(stream, &buffer[..length]),
+                            Err(Errno::INTR | Errno::AGAIN) => {}
+                            Err(errno) => return Err(errno.into()),
+                        }
+                    }
+                }
+            }
+        }
+        Ok(wishes.asked_to_end.is_some())
+    }
+
+    /// Waits for the supervisor's end, and with it that of every process and mount of the run.
+    fn end(&mut self) -> io::Result<ExitStatus> {
+        let status = self.child.wait()?;
+        self.waited = true;
+        Ok(status)
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        if !self.waited {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// What a descriptor stands for in the loop.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Supervisor,
+    Stream(Stream),
+    Cancel,
+}
+
+/// Waits; answers which are ready. An interrupted wait has none.
+fn poll(waits: &mut [(Source, PollFd<'_>)], timeout: Option<Duration>) -> io::Result<Vec<Source>> {
+    let mut fds: Vec<PollFd<'_>> = waits.iter().map(|(_, fd)| fd.clone()).collect();
+    let timeout = timeout.map(|timeout| rustix::event::Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    });
+    match rustix::event::poll(&mut fds, timeout.as_ref()) {
+        Ok(_) => {}
+        Err(Errno::INTR) => return Ok(Vec::new()),
+        Err(errno) => return Err(errno.into()),
+    }
+    Ok(waits.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|((source, _), _)| *source).collect())
+}
+
+/// What the supervisor was asked, as the run's end is wished more and more.
+#[derive(Default)]
+struct Wishes {
+    asked_to_end: Option<Instant>,
+    asked_to_kill: bool,
+}
+
+impl Wishes {
+    /// Sends what has become due; answers how long nothing else will.
+    fn act(&mut self, cancel: &Cancel, supervisor: &mut UnixStream) -> Option<Duration> {
+        let triggers = cancel.triggers();
+        if triggers > 0 && self.asked_to_end.is_none() {
+            self.asked_to_end = Some(Instant::now());
+            let _ = supervisor.write_all(&[TERMINATE]);
+        }
+        let left = GRACE.checked_sub(self.asked_to_end?.elapsed()).unwrap_or_default();
+        if self.asked_to_kill {
+            return None;
+        }
+        if triggers > 1 || left.is_zero() {
+            self.asked_to_kill = true;
+            let _ = supervisor.write_all(&[KILL]);
+            return None;
+        }
+        Some(left)
+    }
+
+    /// What to wait for next.
+    fn next<'a>(&self, cancel: &'a Cancel) -> Option<std::os::fd::BorrowedFd<'a>> {
+        match (self.asked_to_end, self.asked_to_kill) {
+            (None, _) => Some(cancel.as_fd()),
+            (Some(_), false) => Some(cancel.second()),
+            (Some(_), true) => None,
+        }
+    }
+}
+
+/// Calls `spawn` with this thread's next child to be the first process of a new pid namespace.
+fn in_new_pid_namespace<T>(host: &Host, spawn: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let own = host.pid_namespace.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+    sys::unshare(UnshareFlags::NEWPID)?;
+    let result = spawn();
+    // The kernel keeps this per thread; without it the thread could start no other thread.
+    rustix::thread::move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::ProcessID))?;
+    result
+}

@@ -1,0 +1,227 @@
+//! The supervisor: hides the process between kiln and the command.
+//!
+//! It is kiln's own program, executed again so that it has one thread and may fork. It is process 1 of an outer pid namespace and
+//! the command is process 1 of a namespace inside that one. When kiln dies, the kernel kills the supervisor (PDEATHSIG), and with
+//! it everything in both namespaces: nothing that the command does, neither `prctl(PR_SET_PDEATHSIG, 0)` nor a set-user-id
+//! program, can take it out of that.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::thread::UnshareFlags;
+use serde::{Deserialize, Serialize};
+
+use crate::init;
+use crate::mount::Sandbox;
+use crate::plan::{Namespace, Plan};
+use crate::sys::{self, Fork};
+use crate::walk::open_directory;
+use crate::wire::{self, Ending, Failure, KILL, Report, TERMINATE};
+
+/// The name under which the supervisor is executed; `take_over` knows it by that.
+pub(crate) const NAME: &str = "kiln-sandbox";
+
+/// What kiln hands to its supervisor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Assignment {
+    pub(crate) plan: Plan,
+    pub(crate) group: Option<GroupPlace>,
+}
+
+/// Where the command's process joins its control group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum GroupPlace {
+    /// Version 1: the `tasks` file.
+    Tasks(std::ffi::OsString),
+    /// Version 2: the directory.
+    Directory(std::ffi::OsString),
+}
+
+/// Is this process a supervisor? Then its standard input is the socket to kiln.
+pub(crate) fn is_supervisor() -> bool {
+    std::env::args_os().next().is_some_and(|name| name == NAME)
+        && rustix::fs::fstat(rustix::stdio::stdin())
+            .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Socket)
+}
+
+/// Does the whole work of a supervisor; the result is its exit code.
+pub(crate) fn supervise() -> i32 {
+    match try_supervise() {
+        Ok(()) => 0,
+        // kiln is gone or speaks another language: there is nobody to tell.
+        Err(_) => 1,
+    }
+}
+
+fn try_supervise() -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    let mut kiln = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?);
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    // From before the root changes; shows the host's pids.
+    let host_proc = open_directory(rustix::fs::CWD, "/proc".as_ref())?;
+    // Had kiln died before the first line above, no signal would come; but then its end of the socket is closed, and this ends.
+    let Some(Assignment { plan, group }) = wire::receive::<Assignment>(&mut kiln)? else { return Ok(()) };
+    let _ = rustix::process::setsid();
+    rustix::process::umask(Mode::empty());
+
+    let mut sandbox = Sandbox::default();
+    let made = namespaces(&plan.namespaces).and_then(|()| plan.outside.iter().try_for_each(|step| sandbox.act(step)));
+    if !sandbox.stubs.is_empty() {
+        wire::send(&mut kiln, &Report::Stubs(std::mem::take(&mut sandbox.stubs)))?;
+    }
+    let report = match made.and_then(|()| start(&plan, &mut sandbox, group.as_ref())) {
+        Ok(child) => watch(child, &mut kiln, &host_proc)?,
+        Err(failure) => Some(Report::Failed(failure)),
+    };
+    match report {
+        Some(report) => wire::send(&mut kiln, &report),
+        None => Ok(()),
+    }
+}
+
+fn namespaces(kinds: &[Namespace]) -> Result<(), Failure> {
+    let mut flags = UnshareFlags::empty();
+    for kind in kinds {
+        flags |= match kind {
+            Namespace::Mount => UnshareFlags::NEWNS,
+            Namespace::Ipc => UnshareFlags::NEWIPC,
+            Namespace::Uts => UnshareFlags::NEWUTS,
+            Namespace::Net => UnshareFlags::NEWNET,
+        };
+    }
+    sys::unshare(flags).map_err(|error| setup("make namespaces", &error))
+}
+
+/// The command's process.
+struct Child {
+    pid: Pid,
+    pidfd: OwnedFd,
+    /// Carries why the command could not be started; closed by a successful exec.
+    failure: OwnedFd,
+}
+
+fn start(plan: &Plan, sandbox: &mut Sandbox, group: Option<&GroupPlace>) -> Result<Child, Failure> {
+    let (tasks, directory) = join_group(group);
+    let (failure, failure_end) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|errno| setup("make a pipe", &errno.into()))?;
+    let forked = match sys::fork(directory.as_ref().map(AsFd::as_fd)) {
+        // An outer container's filter may refuse clone3; then the group is done without.
+        Err(_) if directory.is_some() => sys::fork(None),
+        forked => forked,
+    };
+    match forked.map_err(|error| setup("make a process in a new pid namespace", &error))? {
+        Fork::Parent { pid, pidfd } => Ok(Child { pid, pidfd, failure }),
+        Fork::Child => {
+            drop(failure);
+            if let Some(tasks) = tasks {
+                // "0" is the writer; a lone thread of its own moves without the kernel's global lock. Limits are best effort.
+                let _ = rustix::io::write(&tasks, b"0\n");
+            }
+            let failure = init::become_command(plan, sandbox);
+            let _ = wire::send(&mut std::fs::File::from(failure_end), &failure);
+            crate::leave(127)
+        }
+    }
+}
+
+fn join_group(group: Option<&GroupPlace>) -> (Option<OwnedFd>, Option<OwnedFd>) {
+    let open = |path: &std::ffi::OsStr, flags: OFlags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).ok();
+    match group {
+        Some(GroupPlace::Tasks(path)) => (open(path, OFlags::WRONLY), None),
+        Some(GroupPlace::Directory(path)) => (None, open(path, OFlags::RDONLY | OFlags::DIRECTORY)),
+        None => (None, None),
+    }
+}
+
+/// Waits for the command's end and passes kiln's wishes on. `None` when kiln is gone.
+fn watch(child: Child, kiln: &mut UnixStream, host_proc: &OwnedFd) -> io::Result<Option<Report>> {
+    // The command holds the streams now; a reader must see their end when the command's last process closes them.
+    let null = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    loop {
+        let mut ready = [PollFd::new(&child.pidfd, PollFlags::IN), PollFd::new(kiln, PollFlags::IN)];
+        match rustix::event::poll(&mut ready, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let (ended, spoken) = (!ready[0].revents().is_empty(), !ready[1].revents().is_empty());
+        if ended {
+            break;
+        }
+        if spoken {
+            let mut wish = [0];
+            match kiln.read(&mut wish)? {
+                0 => {
+                    let _ = rustix::process::pidfd_send_signal(&child.pidfd, Signal::KILL);
+                    let _ = rustix::process::waitpid(Some(child.pid), WaitOptions::empty());
+                    return Ok(None);
+                }
+                _ => obey(wish[0], &child, host_proc),
+            }
+        }
+    }
+    // The kernel reports a pid namespace's first process as ended only after all others in it are (pid_namespaces(7)).
+    let status = loop {
+        match rustix::process::waitpid(Some(child.pid), WaitOptions::empty()) {
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+            Ok(Some((_, status))) => break status,
+            Ok(None) => return Err(io::ErrorKind::InvalidData.into()),
+        }
+    };
+    if let Some(failure) = wire::receive::<Failure>(&mut std::fs::File::from(child.failure))? {
+        return Ok(Some(Report::Failed(failure)));
+    }
+    Ok(Some(Report::Ended(match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => Ending::Exited(code),
+        (None, Some(signal)) => Ending::Signaled(signal),
+        (None, None) => Ending::Signaled(0),
+    })))
+}
+
+fn obey(wish: u8, child: &Child, host_proc: &OwnedFd) {
+    let signal = match wish {
+        // A pid namespace's first process does not get a signal that it has no handler for, though anywhere else SIGTERM would
+        // end it. So that the grace period is only spent on those that use it, it is ended here.
+        TERMINATE if would_die_of_terminate(child, host_proc) => Signal::KILL,
+        TERMINATE => Signal::TERM,
+        KILL => Signal::KILL,
+        _ => return,
+    };
+    let _ = rustix::process::pidfd_send_signal(&child.pidfd, signal);
+}
+
+/// Is SIGTERM neither caught nor ignored? Unknown counts as no.
+fn would_die_of_terminate(child: &Child, host_proc: &OwnedFd) -> bool {
+    use std::os::fd::AsRawFd;
+    let read = |path: String| -> Option<String> {
+        let fd = rustix::fs::openat(host_proc, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let mut text = String::new();
+        std::fs::File::from(fd).read_to_string(&mut text).ok()?;
+        Some(text)
+    };
+    let field = |text: &str, name: &str| -> Option<String> {
+        text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
+    };
+    let reads_as_default = || -> Option<bool> {
+        // The number by which the host's proc file system knows the command.
+        let pid = field(&read(format!("self/fdinfo/{}", child.pidfd.as_raw_fd()))?, "Pid:")?;
+        let status = read(format!("{pid}/status"))?;
+        let mask = |name: &str| u64::from_str_radix(&field(&status, name)?, 16).ok();
+        let terminate = 1u64 << (Signal::TERM.as_raw() - 1);
+        Some((mask("SigCgt:")? | mask("SigIgn:")?) & terminate == 0)
+    };
+    reads_as_default().unwrap_or(false)
+}
+
+/// A failure of something that is no step of the plan.
+pub(crate) fn setup(operation: &str, error: &io::Error) -> Failure {
+    Failure::Setup { operation: operation.to_owned(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
+}

@@ -1,0 +1,205 @@
+//! The few calls that no crate offers in a safe form: the only file of kiln with `unsafe` in it.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use rustix::mount::MountAttrFlags;
+use rustix::process::Pid;
+use rustix::thread::UnshareFlags;
+
+/// What [`fork`] made of the process.
+pub(crate) enum Fork {
+    /// This is the child.
+    Child,
+    /// This is the parent.
+    Parent {
+        /// The child's id.
+        pid: Pid,
+        /// The child.
+        pidfd: OwnedFd,
+    },
+}
+
+/// Forks, with the child as process 1 of a new pid namespace and a member of `cgroup` (version 2), from a single-threaded process.
+///
+/// # Errors
+/// Also when the process has a second thread, for whose locks the child would wait for ever.
+pub(crate) fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
+    single_threaded()?;
+    let mut pidfd: RawFd = -1;
+    let flags = libc::CLONE_NEWPID | libc::CLONE_PIDFD;
+    let pid = match cgroup {
+        // Without a group the old call serves, which filters of outer containers are more likely to allow.
+        None => {
+            let flags = libc::c_long::from(flags | libc::SIGCHLD);
+            // SAFETY: no memory is shared with the child (no CLONE_VM) and its stack is a copy; the third argument is where the
+            // kernel writes the pidfd, and `pidfd` lives through the call. The one thread of this process holds no lock.
+            unsafe { libc::syscall(libc::SYS_clone, flags, ptr::null_mut::<u8>(), &raw mut pidfd, 0, 0) }
+        }
+        Some(group) => {
+            let arguments = CloneArguments {
+                flags: (flags as u64) | CLONE_INTO_CGROUP,
+                pidfd: (&raw mut pidfd) as u64,
+                exit_signal: libc::SIGCHLD as u64,
+                cgroup: group.as_raw_fd() as u64,
+                ..CloneArguments::default()
+            };
+            // SAFETY: as above; the kernel reads `size_of::<CloneArguments>()` bytes of a struct that lives through the call.
+            unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<CloneArguments>()) }
+        }
+    };
+    match check(pid)? {
+        0 => Ok(Fork::Child),
+        pid => {
+            // SAFETY: the kernel has just made this descriptor for us; nothing else owns it.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
+            Ok(Fork::Parent { pid, pidfd })
+        }
+    }
+}
+
+/// `CLONE_INTO_CGROUP` of linux/sched.h, which does not fit `libc`'s type.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// `struct clone_args` of linux/sched.h.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArguments {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Fails in a process that has more than one thread.
+fn single_threaded() -> io::Result<()> {
+    // SAFETY: takes no pointer. The kernel answers EINVAL in a process with threads and does nothing else otherwise (unshare(2)).
+    check(unsafe { libc::syscall(libc::SYS_unshare, libc::CLONE_THREAD) }).map(drop)
+}
+
+/// Moves this thread into new namespaces; with [`UnshareFlags::NEWPID`] its next child.
+pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
+    debug_assert!(!flags.contains(UnshareFlags::FILES));
+    // SAFETY: the one flag that can break other code's descriptors, FILES, is not asked for.
+    unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(io::Error::from)
+}
+
+/// Marks every descriptor from `first` on as closed by exec.
+pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: takes no pointer; the flag only matters at exec, so that no descriptor of living code is closed.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
+}
+
+/// `struct mount_attr` of linux/mount.h.
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// Adds attributes to the mount whose root `mount` is.
+pub(crate) fn add_mount_attributes(mount: BorrowedFd<'_>, set: MountAttrFlags) -> io::Result<()> {
+    let attributes = MountAttributes { set: u64::from(set.bits()), clear: 0, propagation: 0, user_namespace: 0 };
+    // SAFETY: the path is a C string, the struct has the size that is passed; both live through the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<MountAttributes>(),
+        )
+    })
+    .map(drop)
+}
+
+/// Gives every signal its default action and unblocks all.
+pub(crate) fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL runs no code of ours. SIGKILL, SIGSTOP and the C library's own signals answer EINVAL, which is right.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: an all-zero sigset_t is a valid value that the next call overwrites; both pointers are valid or null as allowed.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+    }
+}
+
+/// One instruction of a classic BPF program.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Instruction {
+    /// Operation.
+    pub(crate) code: u16,
+    /// Jump if true.
+    pub(crate) jt: u8,
+    /// Jump if false.
+    pub(crate) jf: u8,
+    /// Operand.
+    pub(crate) k: u32,
+}
+
+/// Puts this thread and its children under a seccomp filter.
+pub(crate) fn load_filter(program: &[Instruction]) -> io::Result<()> {
+    #[repr(C)]
+    struct Program {
+        length: u16,
+        instructions: *const Instruction,
+    }
+    let length = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = Program { length, instructions: program.as_ptr() };
+    // SAFETY: `Program` is `struct sock_fprog`, `Instruction` is `struct sock_filter`; the kernel copies `length` of them.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) }).map(drop)
+}
+
+/// Replaces this process; returns only the reason why it could not.
+pub(crate) fn exec(program: &CString, arguments: &[CString], environment: &[CString]) -> io::Error {
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+    };
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    // SAFETY: C strings, and two arrays of C strings that end with a null pointer, all living through the call.
+    unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Switches the loopback interface of this network namespace on.
+pub(crate) fn loopback_up() -> io::Result<()> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // SAFETY: an all-zero `ifreq` is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an `ifreq` with name and flags set, which lives through the call.
+    check(unsafe {
+        libc::syscall(libc::SYS_ioctl, socket.as_fd().as_raw_fd(), libc::SIOCSIFFLAGS as libc::c_ulong, &raw const request)
+    })
+    .map(drop)
+}
+
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

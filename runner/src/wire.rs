@@ -1,0 +1,111 @@
+//! What kiln and its supervisor say to each other, and how a failure crosses from one process to another.
+
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::RunError;
+use crate::spec::Status;
+use crate::stub::Stub;
+use crate::user::UserError;
+
+/// From the supervisor to kiln.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// These mount points were made and have to be removed after the run.
+    Stubs(Vec<Stub>),
+    /// The command could not be started.
+    Failed(Failure),
+    /// The command ended.
+    Ended(Ending),
+}
+
+/// How the command ended.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) enum Ending {
+    Exited(i32),
+    Signaled(i32),
+}
+
+impl From<Ending> for Status {
+    fn from(ending: Ending) -> Status {
+        match ending {
+            Ending::Exited(code) => Status::Exited(code),
+            Ending::Signaled(signal) => Status::Signaled(signal),
+        }
+    }
+}
+
+/// From kiln to the supervisor, one byte each.
+pub(crate) const TERMINATE: u8 = b'T';
+/// Ends every process at once.
+pub(crate) const KILL: u8 = b'K';
+
+/// A [`RunError`] on its way between processes; errors of the kernel travel as numbers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Failure {
+    Setup { operation: String, errno: i32 },
+    KernelFeature { operation: String, feature: String, errno: i32 },
+    Target { path: PathBytes, reason: String },
+    User(UserError),
+    WorkingDirectory { path: PathBytes, reason: String },
+    ProgramNotFound { program: String, in_path: bool },
+    Exec { program: String, errno: i32 },
+}
+
+/// A path that may be no UTF-8, which serde refuses for `PathBuf`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PathBytes(pub(crate) std::ffi::OsString);
+
+impl From<PathBytes> for PathBuf {
+    fn from(path: PathBytes) -> PathBuf {
+        path.0.into()
+    }
+}
+
+impl From<PathBuf> for PathBytes {
+    fn from(path: PathBuf) -> PathBytes {
+        PathBytes(path.into())
+    }
+}
+
+impl From<Failure> for RunError {
+    fn from(failure: Failure) -> RunError {
+        let source = io::Error::from_raw_os_error;
+        match failure {
+            Failure::Setup { operation, errno } => RunError::Setup { operation, source: source(errno) },
+            Failure::KernelFeature { operation, feature, errno } => {
+                RunError::KernelFeature { operation, feature, source: source(errno) }
+            }
+            Failure::Target { path, reason } => RunError::Target { path: path.into(), reason },
+            Failure::User(error) => RunError::User(error),
+            Failure::WorkingDirectory { path, reason } => RunError::WorkingDirectory { path: path.into(), reason },
+            Failure::ProgramNotFound { program, in_path } => RunError::ProgramNotFound { program, in_path },
+            Failure::Exec { program, errno } => RunError::Exec { program, source: source(errno) },
+        }
+    }
+}
+
+/// Writes `message` with its length before it.
+pub(crate) fn send<T: Serialize>(to: &mut dyn Write, message: &T) -> io::Result<()> {
+    let body = postcard::to_stdvec(message).map_err(io::Error::other)?;
+    let length = u32::try_from(body.len()).map_err(io::Error::other)?;
+    let mut bytes = length.to_le_bytes().to_vec();
+    bytes.extend(body);
+    to.write_all(&bytes)
+}
+
+/// Reads one message; `None` when the other side has closed.
+pub(crate) fn receive<T: DeserializeOwned>(from: &mut dyn Read) -> io::Result<Option<T>> {
+    let mut length = [0; 4];
+    match from.read_exact(&mut length) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let mut body = vec![0; u32::from_le_bytes(length) as usize];
+    from.read_exact(&mut body)?;
+    postcard::from_bytes(&body).map(Some).map_err(io::Error::other)
+}

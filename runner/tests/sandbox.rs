@@ -1,0 +1,4 @@
+#![allow(missing_docs)]
+fn main() {
+    kiln_runner::take_over();
+}
