@@ -1,10 +1,22 @@
 //! Hides which crate an error came from: every failure becomes one `Error` with a kind that decides the exit code.
 
+use std::error::Error as StdError;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_frontend::{Diagnostic, Source, Span};
+use kiln_oci::digest::DiffId;
+use kiln_runner::RunError;
+use kiln_store::layer::upper::UpperError;
+use kiln_store::layer::{PackError, PackedError, UnpackError};
+use kiln_store::rootdir::FsError;
+use kiln_store::tar::{TarError, WriteError};
+use kiln_store::view::ViewError;
+
+use crate::context::ContextError;
+use crate::ops::file::FileError;
+use crate::ops::http::HttpError;
 
 /// What sort of failure it is; the command turns it into an exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +25,7 @@ pub enum Kind {
     Build,
     /// The Dockerfile is wrong.
     Dockerfile,
-    /// A registry refused, failed or could not be reached.
+    /// A registry refused, failed or could not be reached; or what it gave is no usable image.
     Registry,
     /// This host can't give what was asked for.
     Host,
@@ -21,6 +33,8 @@ pub enum Kind {
     Store,
     /// The build was stopped by a signal.
     Interrupted,
+    /// kiln is wrong.
+    Bug,
 }
 
 /// Why a build, push, pull, save or load failed.
@@ -35,10 +49,10 @@ pub enum Error {
         /// What is wrong with it; at least one.
         diagnostics: Vec<Diagnostic>,
     },
-    /// The Dockerfile or its ignore file could not be read.
-    #[error("failed to read {what} {}", path.display())]
+    /// A file that was named on the command line could not be read.
+    #[error("cannot read the {what} {}", path.display())]
     ReadInput {
-        /// `dockerfile`, `ignore file`.
+        /// `archive`, …
         what: &'static str,
         /// Which file.
         path: PathBuf,
@@ -46,6 +60,18 @@ pub enum Error {
         #[source]
         cause: io::Error,
     },
+    /// A file that was asked for could not be written.
+    #[error("cannot write {}", path.display())]
+    Output {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The build context, or a text in it.
+    #[error(transparent)]
+    Context(#[from] ContextError),
     /// A step failed.
     #[error("failed to build {name}")]
     Step {
@@ -57,12 +83,48 @@ pub enum Error {
         #[source]
         cause: Box<StepError>,
     },
+    /// The same before it is known which step it was.
+    #[error(transparent)]
+    Unplaced(#[from] Box<StepError>),
     /// A registry refused, failed or could not be reached.
     #[error(transparent)]
     Registry(#[from] kiln_registry_client::Error),
+    /// What a name stands for is not an image that can be used.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// The store can't be used.
     #[error(transparent)]
     Store(#[from] kiln_store::Error),
+    /// A layer could not be turned into a tar.
+    #[error("cannot pack a layer")]
+    Pack(#[from] PackError),
+    /// A layer could not be packed and compressed.
+    #[error("cannot pack a layer")]
+    PackCompressed(#[from] PackedError),
+    /// An archive could not be read.
+    #[error(transparent)]
+    Archive(#[from] TarError),
+    /// An archive could not be written.
+    #[error(transparent)]
+    WriteArchive(#[from] WriteError),
+    /// The system refused something that it never refuses.
+    #[error("cannot {operation}")]
+    System {
+        /// What.
+        operation: &'static str,
+        /// What it answered.
+        #[source]
+        cause: io::Error,
+    },
+    /// Something that can't be: kiln is wrong.
+    #[error("cannot {operation}")]
+    Internal {
+        /// What failed.
+        operation: &'static str,
+        /// Why.
+        #[source]
+        cause: Box<dyn StdError + Send + Sync>,
+    },
     /// The build was stopped by a signal.
     #[error("the build was interrupted")]
     Interrupted,
@@ -73,26 +135,211 @@ pub enum Error {
 #[non_exhaustive]
 pub enum StepError {
     /// The command of a RUN ended with another status than 0.
-    #[error("process `{command}` did not complete successfully: {status}")]
+    #[error("process \"{command}\" did not complete successfully: {status}")]
     Command {
         /// The command, joined by blanks.
         command: String,
         /// `exit code: 2`, `killed by signal 9`, …
         status: String,
-        /// The exit code, when there is one.
+        /// The exit code; 128 and the signal's number for a signal.
         code: Option<i32>,
         /// The last lines that it wrote.
         tail: Vec<u8>,
     },
+    /// The instruction is understood, but kiln can't do it yet.
+    #[error("{what} is not supported yet")]
+    Unsupported {
+        /// What.
+        what: &'static str,
+    },
     /// The sandbox could not be made.
     #[error(transparent)]
-    Sandbox(#[from] kiln_runner::RunError),
+    Sandbox(#[from] RunError),
+    /// Files could not be copied.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The context could not be read.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// A download failed.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// A layer could not be written.
+    #[error(transparent)]
+    Upper(#[from] UpperError),
+    /// The layers below could not be read.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// The file system refused.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    /// A layer of a base image could not be unpacked.
+    #[error("cannot unpack the layer {digest}")]
+    Unpack {
+        /// The blob.
+        digest: String,
+        /// Why.
+        #[source]
+        cause: UnpackError,
+    },
+    /// The blob of a layer is not what the image's configuration says.
+    #[error("the layer {digest} unpacks to {found}, but the image's configuration says {expected}")]
+    WrongDiffId {
+        /// The blob.
+        digest: String,
+        /// The digest of its tar.
+        found: DiffId,
+        /// What it should be.
+        expected: DiffId,
+    },
+    /// What a name stands for is not an image that can be used.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// A registry refused, failed or could not be reached.
     #[error(transparent)]
     Registry(#[from] kiln_registry_client::Error),
     /// The store can't be used.
     #[error(transparent)]
     Store(#[from] kiln_store::Error),
+}
+
+/// Why what a name stands for can't be used as an image.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// The store has no image of this name.
+    #[error("there is no image `{name}` in the store")]
+    NotFound {
+        /// The name.
+        name: String,
+    },
+    /// The index has no manifest for the platform.
+    #[error("{name} has no image for {wanted}; it has {}", if offered.is_empty() { "none at all".to_owned() } else { offered.join(", ") })]
+    NoPlatform {
+        /// The name.
+        name: String,
+        /// The platform.
+        wanted: String,
+        /// What there is.
+        offered: Vec<String>,
+    },
+    /// It breaks the specification.
+    #[error("{name} can't be used: {reason}")]
+    Invalid {
+        /// The name, the archive or the digest.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A layer is known, but neither in the store nor to be had from a registry.
+    #[error("the layer {digest} is neither in the store nor is a registry known that has it")]
+    LayerLost {
+        /// Which one.
+        digest: String,
+    },
+}
+
+macro_rules! through_step {
+    ($($error:ty),*) => {
+        $(impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Error::Unplaced(Box::new(error.into()))
+            }
+        })*
+    };
+}
+through_step!(FileError, HttpError, UpperError, ViewError, FsError, RunError);
+
+impl Error {
+    /// Which sort of failure it is.
+    pub fn kind(&self) -> Kind {
+        if out_of_space(self) {
+            return Kind::Store;
+        }
+        match self {
+            Error::Dockerfile { .. } => Kind::Dockerfile,
+            Error::Context(ContextError::NoDockerfile { .. } | ContextError::Ignore { .. }) => Kind::Dockerfile,
+            Error::Step { cause, .. } | Error::Unplaced(cause) => cause.kind(),
+            Error::Registry(_) | Error::Image(_) => Kind::Registry,
+            Error::Store(_) => Kind::Store,
+            Error::Interrupted => Kind::Interrupted,
+            Error::System { .. } => Kind::Host,
+            Error::Internal { .. } => Kind::Bug,
+            Error::ReadInput { .. }
+            | Error::Output { .. }
+            | Error::Context(_)
+            | Error::Pack(_)
+            | Error::PackCompressed(_)
+            | Error::Archive(_)
+            | Error::WriteArchive(_) => Kind::Build,
+        }
+    }
+
+    /// What to do about it, where that can be said.
+    pub fn hint(&self) -> Option<String> {
+        if out_of_space(self) {
+            return Some("free some space, for instance with `kiln prune`, or put the store on another disk with `--root`".to_owned());
+        }
+        match self {
+            Error::Registry(error) => error.hint(),
+            Error::Step { cause, .. } | Error::Unplaced(cause) => match &**cause {
+                StepError::Registry(error) => error.hint(),
+                _ => None,
+            },
+            Error::Image(ImageError::NotFound { name }) => {
+                Some(format!("`kiln images` lists what there is; `kiln pull {name}` fetches it"))
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) fn internal<E: StdError + Send + Sync + 'static>(operation: &'static str) -> impl FnOnce(E) -> Error {
+        move |cause| Error::Internal { operation, cause: Box::new(cause) }
+    }
+
+    pub(crate) fn output(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
+        move |cause| Error::Output { path: path.to_owned(), cause }
+    }
+}
+
+impl StepError {
+    fn kind(&self) -> Kind {
+        match self {
+            StepError::Registry(_) | StepError::Image(_) | StepError::Unpack { .. } | StepError::WrongDiffId { .. } => Kind::Registry,
+            StepError::Store(_) => Kind::Store,
+            StepError::Sandbox(error) => match error {
+                RunError::User(_)
+                | RunError::WorkingDirectory { .. }
+                | RunError::ProgramNotFound { .. }
+                | RunError::Exec { .. }
+                | RunError::Target { .. }
+                | RunError::Invalid { .. } => Kind::Build,
+                _ => Kind::Host,
+            },
+            StepError::Command { .. }
+            | StepError::Unsupported { .. }
+            | StepError::File(_)
+            | StepError::Context(_)
+            | StepError::Http(_)
+            | StepError::Upper(_)
+            | StepError::View(_)
+            | StepError::Fs(_) => Kind::Build,
+        }
+    }
+}
+
+/// Whether a full disk or a full quota is at the bottom of it.
+fn out_of_space(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<io::Error>()
+            && matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 fn first_message(diagnostics: &[Diagnostic]) -> String {

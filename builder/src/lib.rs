@@ -4,6 +4,17 @@
 //! `kiln-runner`; the command line (`main.rs`, `cli/`) belongs to the binary and is invisible here.
 #![forbid(unsafe_code)]
 
+pub mod bases;
+pub mod build;
+pub mod cache_key;
+pub mod context;
+pub mod engine;
 pub mod error;
 pub mod event;
+pub mod export;
+pub mod image;
+pub mod ops;
 pub mod request;
+pub mod schedule;
+pub mod solve;
+pub mod transfer;

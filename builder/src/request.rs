@@ -63,6 +63,8 @@ pub struct LanguageOptions {
     pub labels: Vec<(String, String)>,
     /// The platform of the image.
     pub platform: Platform,
+    /// Predefined proxy arguments from the environment: set in RUN, in no cache key.
+    pub proxy_args: Vec<(String, String)>,
     /// `--network`.
     pub network: NetworkMode,
 }

@@ -5,7 +5,6 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
 
 use kiln_oci::digest::{Digest, Hasher};
-use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 use crate::Store;
 use crate::error::{Error, Result};
@@ -56,7 +55,7 @@ impl<'a> Blobs<'a> {
         if length == 0 && *digest != Digest::of(b"") {
             return Err(self.quarantine(digest, &file, "it is empty"));
         }
-        touch(&file);
+        record::touch(&file);
         Ok(file)
     }
 
@@ -142,15 +141,6 @@ impl<'a> Blobs<'a> {
         }
         Error::BlobCorrupt { digest: *digest, reason }
     }
-}
-
-/// Says "used now" for the collector. That it fails (a read-only file system) costs nothing but that.
-pub(crate) fn touch(file: &File) {
-    let times = Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-    };
-    let _ = rustix::fs::futimens(file, &times);
 }
 
 /// Writes a blob: hashes and counts what goes through. It has no digest before [`BlobWriter::commit`], and dropping it

@@ -1,14 +1,12 @@
 //! Hides how a step's key leads to its result: one small file a key, read once.
 
 use std::fs;
-use std::ops::ControlFlow;
 
 use kiln_oci::digest::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::Store;
-use crate::blob::touch;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::lock::{TransientLock, WaitFor};
 use crate::record::{self, Durability};
 use crate::snapshot::LayerId;
@@ -38,14 +36,14 @@ pub struct CacheRecord {
 }
 
 #[derive(Serialize, Deserialize)]
-pub(crate) struct Stored {
+struct Stored {
     /// Under which boot id the record was written; with its layer that id decides whether it counts.
-    pub(crate) boot: String,
+    boot: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) layer: Option<LayerId>,
+    layer: Option<LayerId>,
     identity: Digest,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) blobs: Vec<Digest>,
+    blobs: Vec<Digest>,
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     data: serde_json::Value,
 }
@@ -66,7 +64,7 @@ impl<'a> Cache<'a> {
     /// None when there is none, when it is torn, and when its layer is gone or can't be trusted since the machine crashed.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`crate::Error::Io`].
     pub fn get(&self, key: &CacheKey) -> Result<Option<CacheRecord>> {
         let path = self.store.layout().cache_record(key);
         let Some(file) = record::open(&path)? else { return Ok(None) };
@@ -82,7 +80,7 @@ impl<'a> Cache<'a> {
                 return Ok(None);
             }
         }
-        touch(&file);
+        record::touch(&file);
         let Stored { layer, identity, blobs, data, .. } = stored;
         Ok(Some(CacheRecord { layer, identity: *identity.as_bytes(), blobs, data }))
     }
@@ -91,7 +89,7 @@ impl<'a> Cache<'a> {
     /// lose it.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`crate::Error::Io`].
     pub fn put(&self, key: &CacheKey, record: &CacheRecord) -> Result<()> {
         let CacheRecord { layer, identity, blobs, data } = record.clone();
         let stored = Stored { boot: self.store.boot().to_owned(), layer, identity: Digest::from_bytes(identity), blobs, data };
@@ -101,7 +99,7 @@ impl<'a> Cache<'a> {
     /// Forgets the result for `key`.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`crate::Error::Io`].
     pub fn remove(&self, key: &CacheKey) -> Result<()> {
         record::remove(&self.store.layout().cache_record(key)).map(drop)
     }
@@ -110,7 +108,7 @@ impl<'a> Cache<'a> {
     /// [`Cache::put`], unlock. Waits as long as the handle's [`Store::on_wait`] lets it.
     ///
     /// # Errors
-    /// [`Error::Interrupted`], [`Error::Io`].
+    /// [`crate::Error::Interrupted`], [`crate::Error::Io`].
     pub fn lock(&self, key: &CacheKey) -> Result<KeyLock> {
         let path = self.store.layout().step_lock(key);
         let lock = TransientLock::acquire(&path, &WaitFor::Step(*key), self.store.waiter())?;
@@ -120,28 +118,16 @@ impl<'a> Cache<'a> {
     /// The same without waiting; none when another holds it.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`crate::Error::Io`].
     pub fn try_lock(&self, key: &CacheKey) -> Result<Option<KeyLock>> {
         let lock = TransientLock::try_acquire(&self.store.layout().step_lock(key))?;
         Ok(lock.map(|lock| KeyLock { _lock: lock, _store: self.store.clone() }))
     }
 
-    /// Calls `visit` with each key, and its record unless that is torn, in no order.
-    pub(crate) fn visit(&self, visit: &mut dyn FnMut(CacheKey, Option<Stored>) -> ControlFlow<()>) -> Result<()> {
-        let root = self.store.layout().cache();
-        for shard in fs::read_dir(&root).map_err(Error::io("list", &root))? {
-            let shard = shard.map_err(Error::io("list", &root))?;
-            for entry in fs::read_dir(shard.path()).map_err(Error::io("list", &shard.path()))? {
-                let entry = entry.map_err(Error::io("list", &shard.path()))?;
-                let (dir, file) = (shard.file_name(), entry.file_name());
-                let (Some(dir), Some(file)) = (dir.to_str(), file.to_str()) else { continue };
-                let Some(key) = crate::layout::Layout::cache_key(dir, file) else { continue };
-                if visit(key, record::read::<Stored>(&entry.path())?.or_lost()).is_break() {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
+    /// What the record for `key` needs, without counting it as a use; none when there is none or it is torn.
+    pub(crate) fn peek(&self, key: &CacheKey) -> Result<Option<(Option<LayerId>, Vec<Digest>)>> {
+        let stored = record::read::<Stored>(&self.store.layout().cache_record(key))?.or_lost();
+        Ok(stored.map(|stored| (stored.layer, stored.blobs)))
     }
 }
 

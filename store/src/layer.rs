@@ -1,5 +1,16 @@
 //! Hides how a layer looks in its two forms, and how each is made of the other: an overlay directory and a tar of changes.
 
+pub mod compress;
+mod pack;
+mod unpack;
 pub mod upper;
 pub mod whiteout;
 pub mod xattr;
+
+pub use pack::{PackError, PackOptions, PackStats, Packed, PackedError, pack, pack_compressed};
+pub use unpack::{UnpackError, UnpackOptions, UnpackStats, unpack};
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

@@ -14,12 +14,12 @@ pub(crate) struct Layout {
 }
 
 /// The directories that a fresh store has, in the order of their making.
-pub(crate) const DIRECTORIES: [&str; 9] =
-    ["blobs", "blobs/sha256", "layers", "cache", "images", "ingest", "mounts", "locks", "trash"];
+pub(crate) const DIRECTORIES: [&str; 10] =
+    ["blobs", "blobs/sha256", "layers", "cache", "images", "ingest", "memo", "mounts", "locks", "trash"];
 
 /// What may stand in a root that has no version file yet: a store whose making was cut short, or a fresh file system.
-pub(crate) const KNOWN_AT_ROOT: [&str; 11] =
-    ["version", "lease", "blobs", "layers", "cache", "images", "ingest", "mounts", "locks", "trash", "lost+found"];
+pub(crate) const KNOWN_AT_ROOT: [&str; 12] =
+    ["version", "lease", "blobs", "layers", "cache", "images", "ingest", "memo", "mounts", "locks", "trash", "lost+found"];
 
 impl Layout {
     pub(crate) fn new(root: PathBuf) -> Self {
@@ -106,12 +106,20 @@ impl Layout {
         self.root.join("trash").join(nonce)
     }
 
+    pub(crate) fn memo(&self, of: &[u8]) -> PathBuf {
+        self.root.join("memo").join(&blake3::hash(of).to_hex()[..32])
+    }
+
     pub(crate) fn mounts(&self) -> PathBuf {
         self.root.join("mounts")
     }
 
     pub(crate) fn mount(&self, id: &[u8]) -> MountDir {
         MountDir(self.root.join("mounts").join(&blake3::hash(id).to_hex()[..32]))
+    }
+
+    pub(crate) fn locks(&self) -> PathBuf {
+        self.root.join("locks")
     }
 
     pub(crate) fn step_lock(&self, key: &CacheKey) -> PathBuf {

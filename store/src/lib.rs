@@ -44,10 +44,10 @@ pub mod view;
 pub use blob::{BlobWriter, Blobs};
 pub use cache::{Cache, CacheKey, CacheRecord, KeyLock};
 pub use error::{Error, Result};
-pub use gc::{Gc, PruneOptions};
+pub use gc::{Gc, PruneOptions, PruneReport, UsageRow};
 pub use image::{ImageRecord, Images};
 pub use lock::{OnWait, WaitFor, Waiting};
-pub use mounts::{Mounts, Sharing};
+pub use mounts::{MountGuard, Mounts, Sharing};
 pub use snapshot::{BaseLayer, LayerId, LayerKind, LayerRecord, Layers, PackedBlob, Prepared, Unpack};
 
 use layout::Layout;
@@ -149,6 +149,11 @@ impl Store {
     /// The folders of cache mounts.
     pub fn mounts(&self) -> Mounts<'_> {
         Mounts::new(self)
+    }
+
+    /// Where the fingerprints of the files below `folder` are remembered ([`memo::Memo::open`]).
+    pub fn memo_file(&self, folder: &Path) -> PathBuf {
+        self.layout().memo(folder.as_os_str().as_encoded_bytes())
     }
 
     /// Sizes, and collection of what nothing needs.
@@ -307,3 +312,6 @@ fn sweep_in_background(trash: PathBuf) -> JoinHandle<()> {
         let _ = remove::empty_trash(&trash);
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,6 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::Store;
-use crate::blob::touch;
 use crate::error::{Error, Result};
 use crate::layout::MountDir;
 use crate::lock::{self, Mode, TransientLock, WaitFor};
@@ -73,7 +72,7 @@ impl<'a> Mounts<'a> {
                 fs::rename(&inner, &path).map_err(Error::io("rename to", &path))?;
             }
         }
-        touch(&lock);
+        record::touch(&lock);
         Ok(MountGuard { path, _lock: lock, _store: self.store.clone() })
     }
 

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -125,4 +126,19 @@ pub(crate) fn remove(path: &Path) -> Result<bool> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Error::io("remove", path)(error)),
     }
+}
+
+const USED_NOW: Timestamps = Timestamps {
+    last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+    last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+};
+
+/// Says "used now" for the collector. That it fails (a read-only file system) costs nothing but that.
+pub(crate) fn touch(file: &File) {
+    let _ = rustix::fs::futimens(file, &USED_NOW);
+}
+
+/// The same for a file that isn't open.
+pub(crate) fn touch_path(path: &Path) {
+    let _ = rustix::fs::utimensat(CWD, path, &USED_NOW, AtFlags::SYMLINK_NOFOLLOW);
 }

@@ -113,6 +113,8 @@ pub struct LayerRecord {
     pub parent: Option<LayerId>,
     /// Where it came from.
     pub kind: LayerKind,
+    /// When a built layer was made, as the builder said it ([`Prepared::created`]).
+    pub created: Option<String>,
     /// Whether its tree is there; always true of a built layer.
     pub unpacked: bool,
     /// The digest of its uncompressed tar, once known.
@@ -131,6 +133,8 @@ struct Stored {
     parent: Option<LayerId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     base: Option<BaseLayer>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    created: Option<String>,
 }
 
 /// `facts.json`: what was learnt later, and may be lost.
@@ -199,6 +203,7 @@ impl<'a> Layers<'a> {
             id: id.clone(),
             parent: known.stored.parent.clone(),
             kind: LayerKind::Built,
+            created: known.stored.created.clone(),
             unpacked: known.unpacked,
             diff_id: facts.diff_id,
             tar_size: facts.tar_size,
@@ -261,6 +266,7 @@ impl<'a> Layers<'a> {
         }
         let id = LayerId::of_chain(base.chain_id);
         if let Some(known) = self.known(&id)? {
+            record::touch_path(&self.store.layout().layer(&id).record());
             self.learn_sources(&id, &known, &base.sources)?;
             return Ok(id);
         }
@@ -274,7 +280,8 @@ impl<'a> Layers<'a> {
         crate::remove::discard(dir.path(), self.store.layout())?;
         let session = self.store.session()?;
         let draft = session.draft_dir()?;
-        let stored = Stored { boot: self.store.boot().to_owned(), parent: parent.cloned(), base: Some(base.clone()) };
+        let stored =
+            Stored { boot: self.store.boot().to_owned(), parent: parent.cloned(), base: Some(base.clone()), created: None };
         let path = crate::layout::LayerDir(draft.path().to_owned()).record();
         fs::write(&path, record::seal(&stored, &path)?).map_err(Error::io("write", &path))?;
         draft.rename_to(dir.path())?;

@@ -7,13 +7,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kiln_oci::path::ImagePath;
 use rustix::io::Errno;
 
 use super::whiteout::{self, WhiteoutStyle};
-use crate::rootdir::{self, Attrs, FsError, Kind, Meta, RootDir, Timestamp, Xattrs};
+use crate::rootdir::{self, Attrs, FsError, Kind, Meta, RootDir, Timestamp};
 use crate::view::{MergedDir, Node, Steps, View, ViewError, join};
 
 /// Descriptors that the writer keeps open at most, beside the one being used; more would not survive `ulimit -n 256`.
@@ -108,6 +110,32 @@ pub struct UpperWriter {
     parent: View,
     style: WhiteoutStyle,
     state: Mutex<State>,
+    replaced: AtomicU64,
+}
+
+/// A regular file being written.
+#[derive(Debug)]
+pub struct NewFile {
+    dir: Arc<RootDir>,
+    name: Box<[u8]>,
+    file: File,
+}
+
+impl NewFile {
+    /// The file, open for writing.
+    pub fn file(&self) -> impl Write + AsFd + '_ {
+        &self.file
+    }
+
+    /// An error of an `operation` on it.
+    pub fn error(&self, operation: &'static str, source: impl Into<io::Error>) -> FsError {
+        self.dir.error(operation, &self.name, source)
+    }
+
+    /// Gives it its attributes, which writing into it would have changed.
+    pub fn finish(self, attrs: &Attrs) -> Result<()> {
+        Ok(self.dir.set_attrs_of_file(&self.file, &self.name, attrs)?)
+    }
 }
 
 #[derive(Debug)]
@@ -150,12 +178,12 @@ pub fn implied_dir(mtime: Option<Timestamp>) -> Attrs {
 }
 
 impl UpperWriter {
-    /// Writes into `upper`, over the tree that `parent` shows. The upper's root takes the attributes of the parent's root
-    /// (of an empty parent: it keeps its own).
+    /// Writes into `upper`, over the tree that `parent` shows. The upper's root takes the attributes of the parent's root, over
+    /// an empty parent those of [`implied_dir`].
     pub fn new(upper: RootDir, parent: View, style: WhiteoutStyle) -> Result<Self> {
         let attrs = match parent.root()? {
             Some(node) => attrs_of(&node)?,
-            None => Attrs::of(&upper.meta()?, Xattrs::new()),
+            None => implied_dir(None),
         };
         let root = Dir {
             up: ROOT,
@@ -175,7 +203,7 @@ impl UpperWriter {
             descriptors: 0,
             last: (ImagePath::root(), ROOT),
         };
-        Ok(Self { parent, style, state: Mutex::new(state) })
+        Ok(Self { parent, style, state: Mutex::new(state), replaced: AtomicU64::new(0) })
     }
 
     /// The tree below.
@@ -251,6 +279,14 @@ impl UpperWriter {
     ///
     /// Missing parents are created as [`implied_dir`]; call [`UpperWriter::ensure_parents`] first to have them otherwise.
     pub fn put_file(&self, path: &ImagePath, content: Content<'_>, attrs: &Attrs) -> Result<u64> {
+        let new = self.create(path, attrs)?;
+        let size = write_content(&new, content, path)?;
+        new.finish(attrs)?;
+        Ok(size)
+    }
+
+    /// Creates a regular file to be written and then finished with the same attributes, for content that [`Content`] doesn't know.
+    pub fn create(&self, path: &ImagePath, attrs: &Attrs) -> Result<NewFile> {
         check_owner(path, attrs)?;
         let (dir, name) = self.place(path, attrs)?;
         let file = match dir.create_file(name) {
@@ -260,9 +296,7 @@ impl UpperWriter {
             }
             done => done?,
         };
-        let size = write_content(&file, content, |operation, e| dir.error(operation, name, e), path)?;
-        dir.set_attrs_of_file(&file, name, attrs)?;
-        Ok(size)
+        Ok(NewFile { dir, name: name.into(), file })
     }
 
     /// Writes a symbolic link, in place of whatever has the name in the upper.
@@ -319,7 +353,7 @@ impl UpperWriter {
         let mut state = self.lock();
         let up = state.enter(&parent, &implied_dir(None), self.style)?.0;
         if let Some(&id) = state.dirs[up].children.get(name) {
-            return state.set_opaque(id, self.style);
+            return state.set_opaque(id, true, self.style);
         }
         let open = state.open(up)?;
         match whiteout::create(&open.dir, name, self.style) {
@@ -332,7 +366,12 @@ impl UpperWriter {
     pub fn opaque(&self, path: &ImagePath) -> Result<()> {
         let mut state = self.lock();
         let id = state.enter(path, &implied_dir(None), self.style)?.0;
-        state.set_opaque(id, self.style)
+        state.set_opaque(id, false, self.style)
+    }
+
+    /// How many times something this upper had was replaced by something else of the same name.
+    pub fn replaced(&self) -> u64 {
+        self.replaced.load(Ordering::Relaxed)
     }
 
     /// Gives every directory its attributes. Without it the upper isn't finished.
@@ -377,6 +416,9 @@ impl UpperWriter {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(UpperError::Root) };
         let mut state = self.lock();
         let up = state.enter(&parent, &implied_dir(None), self.style)?.0;
+        if !state.open_upper(up)?.stat(name)?.is_some_and(|m| m.is_whiteout_device()) {
+            self.replaced.fetch_add(1, Ordering::Relaxed);
+        }
         state.clear(up, name)
     }
 
@@ -531,20 +573,24 @@ impl State {
         }
     }
 
-    fn set_opaque(&mut self, id: usize, style: WhiteoutStyle) -> Result<()> {
+    /// Hides what lies below the directory `id`, and the directory below itself if it's `gone`.
+    fn set_opaque(&mut self, id: usize, gone: bool, style: WhiteoutStyle) -> Result<()> {
         whiteout::set_opaque(&*self.open_upper(id)?, style)?;
         self.dirs[id].opaque = true;
-        // What lies below no longer shows through here or in any directory inside; and the attributes that were copied from
-        // it before the mark came are forgotten, for the mark counts as if it had come first (image-spec layer.md, "Opaque Whiteout").
+        // What lies below no longer shows through, here or in any directory inside.
         self.open.retain(|open, _| *open == ROOT);
         self.order.clear();
         self.descriptors = 0;
-        let mut inside = vec![false; self.dirs.len()];
-        inside[id] = true;
-        for at in id + 1..self.dirs.len() {
-            inside[at] = inside[self.dirs[at].up];
-            if inside[at] && !self.dirs[at].explicit {
-                self.dirs[at].attrs = implied_dir(self.dirs[at].attrs.mtime.map(|_| Timestamp::default()));
+        // The mark counts as if it had come first (image-spec layer.md, "Opaque Whiteout"), so the attributes that were copied
+        // from below before it came are forgotten.
+        let mut hidden = vec![false; self.dirs.len()];
+        hidden[id] = true;
+        for at in id..self.dirs.len() {
+            if at != id {
+                hidden[at] = hidden[self.dirs[at].up];
+            }
+            if hidden[at] && !self.dirs[at].explicit && (at != id || gone) {
+                self.dirs[at].attrs = implied_dir(Some(Timestamp::default()));
             }
         }
         if id == ROOT {
@@ -695,12 +741,9 @@ fn check_owner(path: &ImagePath, attrs: &Attrs) -> Result<()> {
     if attrs.uid == u32::MAX || attrs.gid == u32::MAX { Err(UpperError::NoOwner(path.clone())) } else { Ok(()) }
 }
 
-fn write_content(
-    file: &File,
-    content: Content<'_>,
-    error: impl Fn(&'static str, io::Error) -> FsError,
-    path: &ImagePath,
-) -> Result<u64> {
+fn write_content(new: &NewFile, content: Content<'_>, path: &ImagePath) -> Result<u64> {
+    let error = |operation, e: io::Error| new.error(operation, e);
+    let file = &new.file;
     match content {
         Content::Bytes(bytes) => {
             (&*file).write_all(bytes).map_err(|e| error("write", e))?;

@@ -32,6 +32,8 @@ pub struct Prepared {
     pub upper: PathBuf,
     /// overlayfs' working directory: empty, on the same file system.
     pub work: PathBuf,
+    /// When the layer was made, for [`LayerRecord::created`](super::LayerRecord::created): set it before the commit.
+    pub created: Option<String>,
     target: Target,
     draft: DraftDir,
     store: Store,
@@ -102,7 +104,7 @@ impl Layers<'_> {
             copy_attributes(below, &upper)?;
         }
         let target = target(&draft)?;
-        Ok(Prepared { lowers, upper, work, target, draft, store: self.store.clone() })
+        Ok(Prepared { lowers, upper, work, created: None, target, draft, store: self.store.clone() })
     }
 }
 
@@ -114,12 +116,12 @@ impl Prepared {
     /// # Errors
     /// [`Error::Io`]; the tree is removed then.
     pub fn commit(self) -> Result<LayerId> {
-        let Self { work, target, draft, store, upper, .. } = self;
+        let Self { work, target, draft, store, upper, created, .. } = self;
         remove::tree(&work, &store.layout().trash())?;
         match target {
             Target::Built { parent } => {
                 let id = LayerId::random()?;
-                let stored = Stored { boot: store.boot().to_owned(), parent, base: None };
+                let stored = Stored { boot: store.boot().to_owned(), parent, base: None, created };
                 let path = LayerDir(draft.path().to_owned()).record();
                 fs::write(&path, record::seal(&stored, &path)?).map_err(Error::io("write", &path))?;
                 draft.rename_to(store.layout().layer(&id).path())?;

@@ -1,0 +1,239 @@
+//! Hides how the identity of a step is computed; pure.
+//!
+//! A step has two keys, made by the same function from two kinds of input (ARCHITECTURE.md, "Two keys"):
+//!
+//! * the *definition* key, from the definition keys of its inputs: known before anything runs, so a build with nothing to
+//!   do reads one record for the target;
+//! * the *content* key, from the [`Identity`] of its inputs' results: a step that was rebuilt with the same result leaves
+//!   the steps after it cached.
+//!
+//! | value | in the key of | why |
+//! |---|---|---|
+//! | [`FORMAT`] | every step | a change of kiln that changes results must miss |
+//! | definition or content | every step | the two key spaces never mix |
+//! | platform | every step | another processor gives another result |
+//! | parent | every step | what the step builds on |
+//! | arguments, in order | RUN | what is run |
+//! | environment, in order, with ARGs in scope | RUN | a command may read any of it |
+//! | working folder, user | RUN, WORKDIR | as whom and where it runs; who owns what is made |
+//! | network and security mode, host name | RUN | a command may see them |
+//! | names of extra hosts, not their addresses | RUN | as BuildKit: addresses are the machine's |
+//! | mounts: kind, target, source, writable | RUN | what the command finds there |
+//! | a bind mount's files | RUN | likewise; by content where the content is known |
+//! | here-document files: path, bytes, mode | RUN | they are input |
+//! | the selected files: path below the source, type, mode, owner, size, link, xattrs, bytes | COPY, ADD | exactly what is copied |
+//! | destination and whether it is a folder | COPY, ADD | where it goes |
+//! | `--chown`, `--chmod`, `--link`, `--parents`, `--unpack`, ADD or COPY | COPY, ADD | how it arrives |
+//! | in-line files: name and bytes | COPY, ADD | what is written |
+//!
+//! Not in any key: names of stages and of images (the layers' digests count), a context's folder and its parents,
+//! modification times, proxy variables that were not declared, the id and sharing mode of a cache mount, the size of
+//! `/dev/shm`, the clock, and anything else of the machine.
+
+use std::fmt;
+
+use kiln_frontend::graph::{CopyOp, CopySource, ExecOp, MountKind, NetworkMode, Op, SecurityMode, WorkdirOp};
+use kiln_oci::digest::ChainId;
+use kiln_oci::platform::Platform;
+use kiln_store::cache::CacheKey;
+
+/// Raised by one when the same key may stand for another result than before.
+const FORMAT: &str = "kiln-1";
+
+/// What a result is, as far as later steps can tell: equal identities stand for equal file trees (times aside).
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity(pub [u8; 32]);
+
+impl Identity {
+    /// The empty root.
+    pub fn scratch() -> Self {
+        Fields::new("scratch").identity()
+    }
+
+    /// The layers of an image.
+    pub fn image(chain: Option<ChainId>) -> Self {
+        match chain {
+            None => Self::scratch(),
+            Some(chain) => Fields::new("image").bytes("chain", chain.digest().as_bytes()).identity(),
+        }
+    }
+
+    /// `parent` with a layer on top whose files have the fingerprint `diff`.
+    pub fn layer(parent: Identity, diff: [u8; 32]) -> Self {
+        Fields::new("layer").bytes("parent", &parent.0).bytes("diff", &diff).identity()
+    }
+
+    /// What a key says about its own result, where the key covers every byte of it (COPY and WORKDIR).
+    pub fn of_key(key: &CacheKey) -> Self {
+        Fields::new("by key").bytes("key", &key.0).identity()
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for byte in &self.0[..6] {
+            write!(f, "{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Which of the two keys is being made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// From definitions.
+    Definition,
+    /// From results.
+    Content,
+}
+
+/// What stands for a step's inputs: definition keys or identities, as the flavour says.
+#[derive(Debug, Clone)]
+pub struct Inputs<'a> {
+    /// The file system that the step changes.
+    pub parent: Identity,
+    /// For each bind mount, and each cache mount that is seeded, in order: what it shows.
+    pub mounts: Vec<Identity>,
+    /// For COPY and ADD: the fingerprint of the selected files.
+    pub selection: Option<[u8; 32]>,
+    /// The platform of the step.
+    pub platform: &'a Platform,
+}
+
+/// The key of a step. An image has none: it is what its layers' digests say ([`Identity::image`]).
+pub fn step_key(flavour: Flavour, op: &Op, inputs: &Inputs<'_>) -> CacheKey {
+    let mut fields = Fields::new(match flavour {
+        Flavour::Definition => "definition",
+        Flavour::Content => "content",
+    });
+    fields = fields.text("platform", &inputs.platform.to_string()).bytes("parent", &inputs.parent.0);
+    fields = match op {
+        Op::Image(_) => fields.text("op", "image"),
+        Op::Exec(op) => exec(fields.text("op", "exec"), op, &inputs.mounts),
+        Op::Copy(op) => copy(fields.text("op", "copy"), op, inputs.selection),
+        Op::Workdir(op) => workdir(fields.text("op", "workdir"), op),
+    };
+    CacheKey(fields.identity().0)
+}
+
+/// The key under which the fingerprint of a selection from a stage is remembered.
+pub fn selection_key(source: Identity, op: &CopyOp) -> CacheKey {
+    let mut fields = Fields::new("selection").bytes("source", &source.0);
+    for source in &op.sources {
+        if let CopySource::Path(path) = source {
+            fields = fields.text("path", path);
+        }
+    }
+    for pattern in &op.exclude {
+        fields = fields.text("exclude", pattern);
+    }
+    let fields = fields.flag("parents", op.parents).flag("add", op.is_add);
+    CacheKey(fields.identity().0)
+}
+
+/// The definition of a selection from a stage: what the stage is, and what is taken from it.
+pub fn selection_definition(source: Identity, op: &CopyOp) -> [u8; 32] {
+    Fields::new("selection by definition").bytes("key", &selection_key(source, op).0).identity().0
+}
+
+/// A key for something that is remembered about `text`, in a name space of its own.
+pub fn memo_key(space: &str, text: &str) -> CacheKey {
+    CacheKey(Fields::new("memo").text("space", space).text("text", text).identity().0)
+}
+
+fn exec(mut fields: Fields, op: &ExecOp, mounts: &[Identity]) -> Fields {
+    for arg in &op.args {
+        fields = fields.text("arg", arg);
+    }
+    for (name, value) in &op.env {
+        fields = fields.text("env name", name).text("env value", value);
+    }
+    fields = fields.bytes("cwd", op.cwd.as_bytes()).text("user", &op.user).text("hostname", &op.hostname);
+    fields = fields.text(
+        "network",
+        match op.network {
+            NetworkMode::Default => "default",
+            NetworkMode::Host => "host",
+            NetworkMode::None => "none",
+        },
+    );
+    fields = fields.text(
+        "security",
+        match op.security {
+            SecurityMode::Sandbox => "sandbox",
+            SecurityMode::Insecure => "insecure",
+        },
+    );
+    for (name, _) in &op.extra_hosts {
+        fields = fields.text("extra host", name);
+    }
+    for mount in &op.mounts {
+        fields = fields.bytes("mount target", mount.target.as_bytes());
+        fields = match &mount.kind {
+            MountKind::Bind(bind) => {
+                fields.text("mount", "bind").bytes("source", bind.source.as_bytes()).flag("writable", bind.writable)
+            }
+            MountKind::Cache(cache) => fields
+                .text("mount", "cache")
+                .bytes("source", cache.source.as_bytes())
+                .flag("seeded", cache.from.is_some())
+                .flag("readonly", cache.readonly),
+            MountKind::Tmpfs { size } => fields.text("mount", "tmpfs").text("size", &format!("{size:?}")),
+            #[allow(unreachable_patterns, reason = "kinds that carry no input of their own are told apart by their text")]
+            other => fields.text("mount", &format!("{other:?}")),
+        };
+    }
+    for mount in mounts {
+        fields = fields.bytes("mounted", &mount.0);
+    }
+    for file in &op.files {
+        fields = fields.bytes("file", file.path.as_bytes()).bytes("data", &file.data).text("mode", &format!("{:o}", file.mode));
+    }
+    fields
+}
+
+fn copy(mut fields: Fields, op: &CopyOp, selection: Option<[u8; 32]>) -> Fields {
+    fields = fields.bytes("selection", &selection.unwrap_or_default());
+    for source in &op.sources {
+        if let CopySource::Inline { name, data } = source {
+            fields = fields.text("inline", name).bytes("data", data);
+        }
+    }
+    fields = fields.bytes("dest", op.dest.as_bytes()).flag("dest is a folder", op.dest_is_dir);
+    fields = fields.text("chown", &format!("{:?}", op.chown)).text("chmod", &format!("{:?}", op.chmod));
+    fields = fields.flag("link", op.link).flag("parents", op.parents).flag("add", op.is_add);
+    fields.text("unpack", &format!("{:?}", op.unpack)).text("keep git dir", &format!("{:?}", op.keep_git_dir))
+}
+
+fn workdir(fields: Fields, op: &WorkdirOp) -> Fields {
+    fields.bytes("path", op.path.as_bytes()).text("user", &op.user)
+}
+
+/// An unambiguous list of named values: each name and value is preceded by its length.
+struct Fields(blake3::Hasher);
+
+impl Fields {
+    fn new(what: &str) -> Self {
+        Self(blake3::Hasher::new()).text("format", FORMAT).text("what", what)
+    }
+
+    fn bytes(mut self, name: &str, value: &[u8]) -> Self {
+        for part in [name.as_bytes(), value] {
+            self.0.update(&(part.len() as u64).to_le_bytes());
+            self.0.update(part);
+        }
+        self
+    }
+
+    fn text(self, name: &str, value: &str) -> Self {
+        self.bytes(name, value.as_bytes())
+    }
+
+    fn flag(self, name: &str, value: bool) -> Self {
+        self.bytes(name, &[u8::from(value)])
+    }
+
+    fn identity(self) -> Identity {
+        Identity(*self.0.finalize().as_bytes())
+    }
+}

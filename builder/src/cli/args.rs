@@ -1,0 +1,480 @@
+//! Hides clap: what was typed, as plain data. What it means is decided elsewhere.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use super::progress::Mode;
+
+/// Builds container images from Dockerfiles, without a daemon.
+#[derive(Debug, Parser)]
+#[command(name = "kiln", version, disable_help_subcommand = false, args_override_self = true, propagate_version = false)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Folder of the store [env: KILN_ROOT; default: /var/lib/kiln for root, else $XDG_DATA_HOME/kiln]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+    /// Say more: full lint explanations, whole error chains
+    #[arg(short = 'D', long, global = true)]
+    pub(crate) debug: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Build an image from a Dockerfile
+    Build(Box<BuildArgs>),
+    /// Upload an image to a registry
+    Push(PushArgs),
+    /// Download an image from a registry
+    Pull(PullArgs),
+    /// List images
+    #[command(visible_alias = "ls")]
+    Images(ImagesArgs),
+    /// Give an image another name
+    Tag(TagArgs),
+    /// Remove one or more images
+    Rmi(RmiArgs),
+    /// Show images in full, as JSON
+    Inspect(InspectArgs),
+    /// Show the history of an image
+    History(HistoryArgs),
+    /// Save one or more images to a tar archive (streamed to STDOUT by default)
+    Save(SaveArgs),
+    /// Load images from a tar archive or STDIN
+    Load(LoadArgs),
+    /// Log in to a registry
+    Login(LoginArgs),
+    /// Log out from a registry
+    Logout(LogoutArgs),
+    /// Remove what no image needs
+    Prune(PruneArgs),
+    /// Show disk usage
+    Du(DuArgs),
+    /// Show the version
+    Version(VersionArgs),
+    /// Print the completion script for a shell
+    Completion(CompletionArgs),
+}
+
+/// `kiln build`.
+#[derive(Debug, Args, Default)]
+pub(crate) struct BuildArgs {
+    /// Folder of the build context, or `-` to read the Dockerfile from standard input
+    #[arg(value_name = "PATH | -")]
+    pub(crate) context: OsString,
+    /// Image name and optionally tag (format: `name:tag`)
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) tag: Vec<String>,
+    /// Name of the Dockerfile (default: `PATH/Dockerfile`)
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<OsString>,
+    /// Set build-time variables
+    #[arg(long, value_name = "KEY[=VALUE]")]
+    pub(crate) build_arg: Vec<String>,
+    /// Set the target build stage to build
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) target: Option<String>,
+    /// Do not use cache when building the image
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+    /// Do not cache specified stages
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    pub(crate) no_cache_filter: Vec<String>,
+    /// Always ask the registry for the images that are referenced
+    #[arg(long)]
+    pub(crate) pull: bool,
+    /// Set metadata for an image
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) label: Vec<String>,
+    /// Push the image to the registries of its names
+    #[arg(long)]
+    pub(crate) push: bool,
+    /// Keep the image in the store, which kiln always does
+    #[arg(long)]
+    pub(crate) load: bool,
+    /// Output destination (format: `type=oci|docker,dest=FILE`)
+    #[arg(short, long, value_name = "SPEC")]
+    pub(crate) output: Vec<String>,
+    /// Write the image ID to a file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) iidfile: Option<PathBuf>,
+    /// Write build result metadata to a file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metadata_file: Option<PathBuf>,
+    /// Set type of progress output (auto, plain, tty, quiet, rawjson) [env: KILN_PROGRESS, BUILDKIT_PROGRESS]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) progress: Option<Mode>,
+    /// Suppress the build output and print image ID on success
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Set the networking mode for RUN: default, host or none
+    #[arg(long, value_name = "MODE")]
+    pub(crate) network: Option<String>,
+    /// Add a custom host-to-IP mapping (format: `host:ip`)
+    #[arg(long, value_name = "HOST:IP")]
+    pub(crate) add_host: Vec<String>,
+    /// Set target platform for build
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Vec<String>,
+    /// Shared memory size for RUN
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) shm_size: Option<String>,
+    #[command(flatten)]
+    pub(crate) ignored: IgnoredBuildArgs,
+}
+
+/// Flags of `docker build` that change nothing here, or nothing any more; each is answered with a warning.
+#[derive(Debug, Args, Default)]
+pub(crate) struct IgnoredBuildArgs {
+    #[arg(long, hide = true)]
+    pub(crate) rm: bool,
+    #[arg(long, hide = true)]
+    pub(crate) force_rm: bool,
+    #[arg(long, hide = true)]
+    pub(crate) compress: bool,
+    #[arg(long, hide = true)]
+    pub(crate) squash: bool,
+    #[arg(long, hide = true)]
+    pub(crate) isolation: Option<String>,
+    #[arg(long, hide = true)]
+    pub(crate) security_opt: Vec<String>,
+    #[arg(short, long, hide = true)]
+    pub(crate) memory: Option<String>,
+    #[arg(long, hide = true, allow_hyphen_values = true)]
+    pub(crate) memory_swap: Option<String>,
+    #[arg(short = 'c', long, hide = true)]
+    pub(crate) cpu_shares: Option<String>,
+    #[arg(long, hide = true)]
+    pub(crate) cpu_period: Option<String>,
+    #[arg(long, hide = true, allow_hyphen_values = true)]
+    pub(crate) cpu_quota: Option<String>,
+    #[arg(long, hide = true)]
+    pub(crate) cpuset_cpus: Option<String>,
+    #[arg(long, hide = true)]
+    pub(crate) cpuset_mems: Option<String>,
+    #[arg(long, hide = true)]
+    pub(crate) builder: Option<String>,
+}
+
+impl IgnoredBuildArgs {
+    /// The flags that were given.
+    pub(crate) fn given(&self) -> Vec<&'static str> {
+        let rows = [
+            ("--rm", self.rm),
+            ("--force-rm", self.force_rm),
+            ("--compress", self.compress),
+            ("--squash", self.squash),
+            ("--isolation", self.isolation.is_some()),
+            ("--security-opt", !self.security_opt.is_empty()),
+            ("--memory", self.memory.is_some()),
+            ("--memory-swap", self.memory_swap.is_some()),
+            ("--cpu-shares", self.cpu_shares.is_some()),
+            ("--cpu-period", self.cpu_period.is_some()),
+            ("--cpu-quota", self.cpu_quota.is_some()),
+            ("--cpuset-cpus", self.cpuset_cpus.is_some()),
+            ("--cpuset-mems", self.cpuset_mems.is_some()),
+            ("--builder", self.builder.is_some()),
+        ];
+        rows.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
+    }
+}
+
+/// `kiln push`.
+#[derive(Debug, Args)]
+pub(crate) struct PushArgs {
+    /// Name of the image
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) name: String,
+    /// Suppress verbose output
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Set type of progress output (auto, plain, tty, quiet, rawjson)
+    #[arg(long, value_name = "MODE")]
+    pub(crate) progress: Option<Mode>,
+}
+
+/// `kiln pull`.
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// Name of the image
+    #[arg(value_name = "NAME[:TAG|@DIGEST]")]
+    pub(crate) name: String,
+    /// Choose the image for this platform
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
+    /// Suppress verbose output
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Set type of progress output (auto, plain, tty, quiet, rawjson)
+    #[arg(long, value_name = "MODE")]
+    pub(crate) progress: Option<Mode>,
+}
+
+/// `kiln images`.
+#[derive(Debug, Args)]
+pub(crate) struct ImagesArgs {
+    /// Show only images of this name
+    #[arg(value_name = "REPOSITORY[:TAG]")]
+    pub(crate) name: Option<String>,
+    /// Show all images (kiln keeps no intermediate ones, so this changes nothing)
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Show digests
+    #[arg(long)]
+    pub(crate) digests: bool,
+    /// Filter output: `dangling=true`, `reference=PATTERN`
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub(crate) filter: Vec<String>,
+    /// Format output: `table`, `table TEMPLATE`, `json` or a template such as `{{.ID}}`
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+    /// Don't truncate output
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Only show image IDs
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// `kiln tag`.
+#[derive(Debug, Args)]
+pub(crate) struct TagArgs {
+    /// An image, by name or ID
+    #[arg(value_name = "SOURCE_IMAGE[:TAG]")]
+    pub(crate) source: String,
+    /// Its new name
+    #[arg(value_name = "TARGET_IMAGE[:TAG]")]
+    pub(crate) target: String,
+}
+
+/// `kiln rmi`.
+#[derive(Debug, Args)]
+pub(crate) struct RmiArgs {
+    /// Images, by name or ID
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(crate) images: Vec<String>,
+    /// Remove an image by ID even if it has several names; don't complain of missing ones
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+/// `kiln inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Images, by name or ID
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(crate) images: Vec<String>,
+    /// Format output: `json` or a template such as `{{.Id}}`
+    #[arg(short, long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+}
+
+/// `kiln history`.
+#[derive(Debug, Args)]
+pub(crate) struct HistoryArgs {
+    /// An image, by name or ID
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+    /// Format output: `table`, `table TEMPLATE`, `json` or a template such as `{{.CreatedBy}}`
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+    /// Print sizes and dates in human readable format (default true)
+    #[arg(short = 'H', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", action = clap::ArgAction::Set, hide_default_value = true, hide_possible_values = true)]
+    pub(crate) human: bool,
+    /// Don't truncate output
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Only show image IDs
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// `kiln save`.
+#[derive(Debug, Args)]
+pub(crate) struct SaveArgs {
+    /// Images, by name or ID
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(crate) images: Vec<String>,
+    /// Write to a file, instead of STDOUT
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Form of the archive: docker or oci
+    #[arg(long, value_name = "FORMAT", default_value = "docker")]
+    pub(crate) format: String,
+}
+
+/// `kiln load`.
+#[derive(Debug, Args)]
+pub(crate) struct LoadArgs {
+    /// Read from a tar archive file, instead of STDIN
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) input: Option<PathBuf>,
+    /// Suppress the load output
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// `kiln login`.
+#[derive(Debug, Args)]
+pub(crate) struct LoginArgs {
+    /// The registry (default: Docker Hub)
+    #[arg(value_name = "SERVER")]
+    pub(crate) server: Option<String>,
+    /// User name
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) username: Option<String>,
+    /// Password or access token
+    #[arg(short, long, value_name = "PASSWORD", allow_hyphen_values = true)]
+    pub(crate) password: Option<String>,
+    /// Take the password from STDIN
+    #[arg(long, conflicts_with = "password")]
+    pub(crate) password_stdin: bool,
+}
+
+/// `kiln logout`.
+#[derive(Debug, Args)]
+pub(crate) struct LogoutArgs {
+    /// The registry (default: Docker Hub)
+    #[arg(value_name = "SERVER")]
+    pub(crate) server: Option<String>,
+}
+
+/// `kiln prune`.
+#[derive(Debug, Args)]
+pub(crate) struct PruneArgs {
+    /// Remove everything that no image needs, however recently it was used
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Provide filter values (`until=24h`)
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) filter: Vec<String>,
+    /// Amount of disk space to keep for the cache
+    #[arg(long, value_name = "BYTES", visible_alias = "keep-storage")]
+    pub(crate) max_used_space: Option<String>,
+    /// Only show what would be removed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Format output: `table`, `table TEMPLATE`, `json` or a template such as `{{.ID}}`
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+}
+
+/// `kiln du`.
+#[derive(Debug, Args)]
+pub(crate) struct DuArgs {
+    /// Format output: `table`, `table TEMPLATE`, `json` or a template such as `{{.ID}}`
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+    /// Don't truncate output
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Only show IDs
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// `kiln version`.
+#[derive(Debug, Args)]
+pub(crate) struct VersionArgs {
+    /// Format output: `json` or a template such as `{{.Version}}`
+    #[arg(short, long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+}
+
+/// `kiln completion`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionArgs {
+    /// bash, zsh, fish, elvish or powershell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Switches that docker's parser also takes as `--switch=true` and `--switch=false`.
+const SWITCHES: &[&str] = &[
+    "no-cache", "pull", "push", "load", "quiet", "rm", "force-rm", "compress", "squash", "all", "digests", "no-trunc", "force",
+    "debug", "password-stdin", "dry-run",
+];
+
+/// Understands the command line, the program's name first.
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Arguments, clap::Error> {
+    let matches = command().try_get_matches_from(plain_switches(args))?;
+    Arguments::from_arg_matches(&matches)
+}
+
+/// The whole command, for help and completion.
+pub(crate) fn command() -> clap::Command {
+    Arguments::command()
+}
+
+/// Turns `--switch=true` into `--switch` and takes `--switch=false` away, together with earlier ones: the last one counts.
+fn plain_switches(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut out: Vec<OsString> = Vec::new();
+    let mut args = args.into_iter();
+    for arg in args.by_ref() {
+        if arg == "--" {
+            out.push(arg);
+            break;
+        }
+        let switch = arg.to_str().and_then(|text| text.strip_prefix("--")?.split_once('='));
+        match switch.filter(|(name, _)| SWITCHES.contains(name)) {
+            // Go's strconv.ParseBool.
+            Some((name, "1" | "t" | "T" | "true" | "TRUE" | "True")) => out.push(format!("--{name}").into()),
+            Some((name, "0" | "f" | "F" | "false" | "FALSE" | "False")) => out.retain(|earlier| *earlier != *format!("--{name}")),
+            _ => out.push(arg),
+        }
+    }
+    out.extend(args);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn build(line: &str) -> BuildArgs {
+        let words = line.split_whitespace().map(OsString::from);
+        match parse([OsString::from("kiln"), "build".into()].into_iter().chain(words)).map(|a| a.command) {
+            Ok(Command::Build(args)) => *args,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn definition_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn switches_and_repetitions() {
+        let rows: &[(&str, fn(&BuildArgs) -> bool)] = &[
+            ("--no-cache .", |a| a.no_cache),
+            ("--no-cache=true .", |a| a.no_cache),
+            ("--no-cache --no-cache=false .", |a| !a.no_cache),
+            ("--pull=0 --push=1 .", |a| !a.pull && a.push),
+            ("-t a -t b:1 .", |a| a.tag == ["a", "b:1"]),
+            ("-f one -f two .", |a| a.file.as_deref() == Some("two".as_ref())),
+            ("-qt a .", |a| a.quiet && a.tag == ["a"]),
+            (". --build-arg A=1 --build-arg B", |a| a.build_arg == ["A=1", "B"]),
+            ("--rm=true --force-rm -m 512m --memory-swap -1 .", |a| a.ignored.given() == ["--rm", "--force-rm", "--memory", "--memory-swap"]),
+            ("--rm=false .", |a| a.ignored.given().is_empty()),
+            ("--progress=plain -", |a| a.progress == Some(Mode::Plain) && a.context == "-"),
+            ("-o type=oci,dest=x.tar .", |a| a.output == ["type=oci,dest=x.tar"]),
+        ];
+        for (line, holds) in rows {
+            let args = build(line);
+            assert!(holds(&args), "{line}: {args:?}");
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Hides nothing: what every operation works with, made once by the command.
+
+use std::sync::{Arc, OnceLock};
+
+use kiln_registry_client::Client;
+use kiln_runner::{Cancel, Host};
+use kiln_store::Store;
+
+use crate::error::Error;
+use crate::event::Events;
+
+/// The store, the registries, the sandbox's host, and how to speak to whoever watches. Cheap to make: no network, no probe.
+#[derive(Debug)]
+pub struct Engine {
+    /// Where blobs, layers, cache records and names are.
+    pub store: Store,
+    /// How registries are reached.
+    pub registry: Arc<Client>,
+    /// Who hears of progress.
+    pub events: Events,
+    /// What ends everything early.
+    pub cancel: Cancel,
+    host: OnceLock<Host>,
+}
+
+impl Engine {
+    /// Puts the parts together.
+    pub fn new(store: Store, registry: Arc<Client>, events: Events, cancel: Cancel) -> Self {
+        Self { store, registry, events, cancel, host: OnceLock::new() }
+    }
+
+    /// What this host offers to sandboxes; probed when a RUN first needs it.
+    pub fn host(&self) -> &Host {
+        self.host.get_or_init(Host::probe)
+    }
+
+    /// An error once somebody wants everything to end.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.cancel.is_triggered() { Err(Error::Interrupted) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,7 @@
+//! Hides how each kind of step is carried out.
+
+pub mod exec;
+pub mod file;
+pub mod fingerprint;
+pub mod http;
+pub mod source;

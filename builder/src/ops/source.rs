@@ -1,0 +1,131 @@
+//! Hides how a layer that is only known by record comes to be a directory: fetched, verified, unpacked, once.
+
+use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+
+use kiln_oci::digest::{DiffId, Hasher};
+use kiln_oci::reference::Reference;
+use kiln_registry_client::Repository;
+use kiln_store::layer::compress::Decoder;
+use kiln_store::layer::{UnpackError, UnpackOptions, unpack as unpack_layer};
+use kiln_store::rootdir::RootDir;
+use kiln_store::view::View;
+use kiln_store::{BaseLayer, LayerId, LayerKind, LayerRecord, Unpack};
+
+use crate::bases::fetch_blob;
+use crate::engine::Engine;
+use crate::error::{Error, ImageError, StepError};
+use crate::event::Task;
+
+/// How many blobs of one image come at once, as Docker and BuildKit do it.
+const DOWNLOADS: usize = 4;
+
+/// Makes `top` and all layers below it directories. What is there already costs a record read; what is missing is fetched side
+/// by side and unpacked from the bottom up, each as soon as it and those below are there.
+pub fn materialise(engine: &Engine, top: Option<&LayerId>, task: &Task) -> Result<Vec<LayerRecord>, Error> {
+    let Some(top) = top else { return Ok(Vec::new()) };
+    let chain = engine.store.layers().chain(top)?;
+    let missing: Vec<&LayerRecord> = chain.iter().filter(|layer| !layer.unpacked).collect();
+    if missing.is_empty() {
+        return Ok(chain);
+    }
+    std::thread::scope(|scope| {
+        let (sender, receiver) = channel();
+        let next = AtomicU64::new(0);
+        let (next, missing) = (&next, &missing);
+        for _ in 0..DOWNLOADS.min(missing.len()) {
+            let sender = sender.clone();
+            scope.spawn(move || {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed) as usize;
+                    let Some(layer) = missing.get(index) else { return };
+                    let result = engine.check().and_then(|()| fetch_layer(engine, layer, task));
+                    let failed = result.is_err();
+                    if sender.send((index, result)).is_err() || failed {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let mut arrived = vec![false; missing.len()];
+        let mut unpacked = 0;
+        for (index, result) in receiver {
+            if let Err(error) = result {
+                // The others stop at their next layer.
+                next.store(u64::MAX / 2, Ordering::Relaxed);
+                return Err(error);
+            }
+            arrived[index] = true;
+            while arrived.get(unpacked) == Some(&true) {
+                engine.check()?;
+                unpack(engine, missing[unpacked], task)?;
+                unpacked += 1;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(engine.store.layers().chain(top)?)
+}
+
+/// Fetches the blob of a base layer from one of the repositories that are known to have it.
+pub(crate) fn fetch_layer(engine: &Engine, layer: &LayerRecord, task: &Task) -> Result<(), Error> {
+    let LayerKind::Base(BaseLayer { blob, sources, .. }) = &layer.kind else { return Ok(()) };
+    if engine.store.blobs().has_sized(&blob.digest, blob.size) {
+        return Ok(());
+    }
+    let name = blob.digest.to_string();
+    task.status(&name, 0, Some(blob.size));
+    let mut last = None;
+    for source in sources.iter().rev() {
+        let Ok(reference) = Reference::parse(source) else { continue };
+        match fetch_blob(engine, &Repository::from(&reference), blob, &|done| task.status(&name, done, Some(blob.size))) {
+            Ok(()) => {
+                task.status_done(&name, blob.size, Some(blob.size));
+                return Ok(());
+            }
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| Error::Image(ImageError::LayerLost { digest: blob.digest.to_string() })))
+}
+
+/// Unpacks one layer whose parents are unpacked. Another process, or another stage of this build, may want the same layer: one
+/// unpacks, the others wait and find it.
+fn unpack(engine: &Engine, layer: &LayerRecord, task: &Task) -> Result<(), Error> {
+    let LayerKind::Base(base) = &layer.kind else {
+        return Err(Error::Image(ImageError::LayerLost { digest: layer.id.to_string() }));
+    };
+    let Unpack::Needed(prepared) = engine.store.layers().unpack(&layer.id)? else { return Ok(()) };
+    let name = format!("extracting {}", base.blob.digest);
+    task.status(&name, 0, None);
+    let digest = base.blob.digest.to_string();
+    let failed = |cause: UnpackError| Error::Unplaced(Box::new(StepError::Unpack { digest: digest.clone(), cause }));
+    let blob = engine.store.blobs().reader(&base.blob.digest, base.blob.size)?;
+    let (_, decoder) = Decoder::detect(blob).map_err(|cause| Error::System { operation: "read a layer's blob", cause })?;
+    let mut tar = HashedReader { inner: decoder, hasher: Hasher::new() };
+    let parent = View::new(&prepared.lowers)?;
+    unpack_layer(&mut tar, &RootDir::open(&prepared.upper)?, &parent, &UnpackOptions::default()).map_err(failed)?;
+    let found = DiffId::new(tar.hasher.finish());
+    if found != base.diff_id {
+        return Err(Error::Unplaced(Box::new(StepError::WrongDiffId { digest, found, expected: base.diff_id })));
+    }
+    prepared.commit()?;
+    task.status_done(&name, 0, None);
+    Ok(())
+}
+
+/// Hashes what passes.
+struct HashedReader<R> {
+    inner: R,
+    hasher: Hasher,
+}
+
+impl<R: Read> Read for HashedReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..n]);
+        Ok(n)
+    }
+}

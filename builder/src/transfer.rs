@@ -1,0 +1,235 @@
+//! Hides in which order an image travels: a push sends layers before the configuration before the manifest, and only what the
+//! registry lacks; a pull names the image when everything is there.
+
+use std::io::Read;
+use std::sync::Mutex;
+
+use kiln_oci::config::ImageConfig;
+use kiln_oci::descriptor::Descriptor;
+use kiln_oci::digest::Digest;
+use kiln_oci::manifest::{Manifest, Raw};
+use kiln_oci::media_type;
+use kiln_oci::platform::Platform;
+use kiln_oci::reference::Reference;
+use kiln_registry_client::{ManifestName, Pushed, Repository};
+use kiln_store::ImageRecord;
+use kiln_store::layer::compress::Compression;
+use kiln_store::{BaseLayer, LayerKind, LayerRecord};
+
+use crate::bases::{self, MAX_DOCUMENT};
+use crate::engine::Engine;
+use crate::error::{Error, ImageError};
+use crate::event::Task;
+use crate::export::pack;
+use crate::ops::source::fetch_layer;
+
+/// How many blobs travel at once, as Docker does it.
+const TRANSFERS: usize = 5;
+
+/// What a pull did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PullOutcome {
+    /// The image's id: the digest of its configuration.
+    pub image_id: Digest,
+    /// What the name stands for in the registry.
+    pub digest: Digest,
+    /// Whether the store had it already.
+    pub up_to_date: bool,
+}
+
+/// Fetches an image with all its layers and gives it its name; durable when this returns.
+pub fn pull(engine: &Engine, reference: &Reference, platform: &Platform) -> Result<PullOutcome, Error> {
+    let task = engine.events.start(format!("pulling {reference}"));
+    let outcome = pull_in(engine, reference, platform, &task);
+    task.end_with(outcome)
+}
+
+fn pull_in(engine: &Engine, reference: &Reference, platform: &Platform, task: &Task) -> Result<PullOutcome, Error> {
+    let image = bases::resolve(engine, reference, platform, true, task)?;
+    let image_id = image.config.digest();
+    let layers = match &image.layer {
+        Some(top) => engine.store.layers().chain(top)?,
+        None => Vec::new(),
+    };
+    let before = engine.store.images().get(reference)?;
+    let complete = layers.iter().all(|layer| match &layer.kind {
+        LayerKind::Base(BaseLayer { blob, .. }) => engine.store.blobs().has_sized(&blob.digest, blob.size),
+        LayerKind::Built => true,
+    });
+    if complete && before.as_ref().is_some_and(|record| record.config == image_id && record.manifest == image.manifest) {
+        return Ok(PullOutcome { image_id, digest: image.pinned, up_to_date: true });
+    }
+    side_by_side(&layers, |layer| {
+        engine.check()?;
+        fetch_layer(engine, layer, task)
+    })?;
+    let config = image.config.value();
+    engine.store.images().set(&ImageRecord {
+        name: Some(reference.clone()),
+        config: image_id,
+        layers: layers.iter().map(|layer| layer.id.clone()).collect(),
+        manifest: image.manifest,
+        blobs: layers.iter().filter_map(blob_of).map(|blob| blob.digest).collect(),
+        created: config.created.clone(),
+        platform: Some(config.platform()),
+    })?;
+    Ok(PullOutcome { image_id, digest: image.pinned, up_to_date: false })
+}
+
+fn blob_of(layer: &LayerRecord) -> Option<&Descriptor> {
+    match &layer.kind {
+        LayerKind::Base(BaseLayer { blob, .. }) => Some(blob),
+        LayerKind::Built => None,
+    }
+}
+
+/// Sends an image of the store to its registry.
+pub fn push(engine: &Engine, reference: &Reference) -> Result<Descriptor, Error> {
+    let task = engine.events.start(format!("pushing {reference}"));
+    let descriptor = push_in(engine, reference, &task);
+    task.end_with(descriptor)
+}
+
+/// The same as part of another task.
+pub(crate) fn push_in(engine: &Engine, reference: &Reference, task: &Task) -> Result<Descriptor, Error> {
+    let Some(mut record) = engine.store.images().get(reference)? else {
+        return Err(Error::Image(ImageError::NotFound { name: reference.familiar() }));
+    };
+    let repository = Repository::from(reference);
+    let packed = packed_image(engine, &mut record, Compression::Gzip, task)?;
+    task.status("pushing layers", 0, None);
+    side_by_side(&packed.layers, |(layer, blob)| {
+        engine.check()?;
+        push_layer(engine, &repository, layer, blob, task)
+    })?;
+    task.status_done("pushing layers", 0, None);
+    let config = &packed.manifest.value().config;
+    let bytes = packed.config.bytes().to_vec();
+    engine.registry.push_blob(&repository, config, &|| Ok(Box::new(std::io::Cursor::new(bytes.clone())) as Box<dyn Read + Send>), &|_| {})?;
+    let name = match reference.tag() {
+        Some(tag) => ManifestName::Tag(tag),
+        None => ManifestName::Digest,
+    };
+    let status = format!("pushing manifest for {reference}@{}", packed.descriptor.digest);
+    task.status(&status, 0, None);
+    engine.registry.push_manifest(&repository, name, &packed.descriptor.media_type, packed.manifest.bytes())?;
+    task.status_done(&status, 0, None);
+    Ok(packed.descriptor)
+}
+
+/// An image of which every blob is known (those of lazy base layers may still be in their registry).
+#[derive(Debug)]
+pub(crate) struct PackedImage {
+    pub(crate) config: Raw<ImageConfig>,
+    pub(crate) manifest: Raw<Manifest>,
+    pub(crate) descriptor: Descriptor,
+    pub(crate) layers: Vec<(LayerRecord, Descriptor)>,
+}
+
+/// Packs what isn't packed yet and writes the manifest down, so that the next push or save finds both.
+pub(crate) fn packed_image(engine: &Engine, record: &mut ImageRecord, compression: Compression, task: &Task) -> Result<PackedImage, Error> {
+    let config = bases::read_config(engine, &record.config)?;
+    let layers: Vec<LayerRecord> = match record.layers.last() {
+        Some(top) => engine.store.layers().chain(top)?,
+        None => Vec::new(),
+    };
+    if let Some(descriptor) = &record.manifest
+        && engine.store.blobs().has(&descriptor.digest)
+        && let Ok(manifest) = Raw::<Manifest>::parse(engine.store.blobs().read(&descriptor.digest, MAX_DOCUMENT)?)
+        && manifest.value().layers.len() == layers.len()
+        && fits(engine, &manifest, &layers, compression)
+    {
+        let descriptor = descriptor.clone();
+        let layers = layers.into_iter().zip(manifest.value().layers.clone()).collect();
+        return Ok(PackedImage { config, manifest, descriptor, layers });
+    }
+    task.status("exporting layers", 0, None);
+    let mut blobs = Vec::with_capacity(layers.len());
+    for layer in &layers {
+        blobs.push(pack::packed(engine, layer, compression, task)?.0);
+    }
+    task.status_done("exporting layers", 0, None);
+    let manifest = pack::manifest(&config, &blobs)?;
+    let descriptor = Descriptor::of(media_type::OCI_MANIFEST, manifest.bytes());
+    engine.store.blobs().put_bytes(manifest.bytes())?;
+    task.status_done(&format!("exporting manifest {}", descriptor.digest), 0, None);
+    record.manifest = Some(descriptor.clone());
+    if record.name.is_some() {
+        engine.store.images().set(record)?;
+    }
+    Ok(PackedImage { config, manifest, descriptor, layers: layers.into_iter().zip(blobs).collect() })
+}
+
+/// Whether the manifest's blobs can be had: those of built layers are in the store in this compression.
+fn fits(engine: &Engine, manifest: &Raw<Manifest>, layers: &[LayerRecord], compression: Compression) -> bool {
+    layers.iter().zip(&manifest.value().layers).all(|(layer, blob)| match &layer.kind {
+        LayerKind::Base(BaseLayer { blob: own, .. }) => own.digest == blob.digest,
+        LayerKind::Built => {
+            layer.blobs.iter().any(|b| b.descriptor.digest == blob.digest && b.compression == pack::label(compression))
+                && engine.store.blobs().has_sized(&blob.digest, blob.size)
+        }
+    })
+}
+
+fn push_layer(engine: &Engine, repository: &Repository, layer: &LayerRecord, blob: &Descriptor, task: &Task) -> Result<(), Error> {
+    let sources: Vec<Repository> = match &layer.kind {
+        LayerKind::Base(BaseLayer { sources, .. }) => {
+            sources.iter().filter_map(|s| Reference::parse(s).ok()).map(|r| Repository::from(&r)).collect()
+        }
+        LayerKind::Built => Vec::new(),
+    };
+    let name = blob.digest.to_string();
+    // A lazy base layer is fetched only when the registry turns out to lack it. An error on the way there must reach the
+    // person as what it was, so it is kept beside the reader's.
+    let fetch_error = Mutex::new(None);
+    let open = || -> std::io::Result<Box<dyn Read + Send>> {
+        if let Err(error) = fetch_layer(engine, layer, task) {
+            let text = error.to_string();
+            *fetch_error.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+            return Err(std::io::Error::other(text));
+        }
+        let file = engine.store.blobs().open_sized(&blob.digest, blob.size).map_err(std::io::Error::other)?;
+        Ok(Box::new(file))
+    };
+    task.status(&name, 0, Some(blob.size));
+    let pushed = engine.registry.push_blob_from(repository, blob, &sources, &open, &|sent| task.status(&name, sent, Some(blob.size)));
+    match pushed {
+        Ok(pushed) => {
+            let note = match pushed {
+                Pushed::Uploaded => name,
+                Pushed::Existed => format!("{name} exists already"),
+                Pushed::Mounted => format!("{name} mounted from another repository"),
+            };
+            task.status_done(&note, blob.size, Some(blob.size));
+            Ok(())
+        }
+        Err(error) => Err(fetch_error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).unwrap_or(error.into())),
+    }
+}
+
+/// Does `work` for each item, a few at a time; the first error ends the rest.
+pub(crate) fn side_by_side<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<(), Error> + Sync) -> Result<(), Error> {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    if let [one] = items {
+        return work(one);
+    }
+    let next = AtomicUsize::new(0);
+    let failure = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..TRANSFERS.min(items.len()) {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(error) = work(item) {
+                        next.store(items.len(), Ordering::Relaxed);
+                        failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    match failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,226 @@
+//! Hides that one gzip member is made by several threads.
+//!
+//! The input is cut into blocks of a fixed size. Each is deflated by itself, with the end of the block before as its
+//! dictionary, up to a byte boundary; strung together they are one deflate stream (pigz does the same). The cuts depend on
+//! nothing but the input, so neither do the bytes.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use flate2::{Compress, FlushCompress, Status};
+
+/// Input that is compressed at once. Larger blocks compress 0.1 % better and take more memory.
+const BLOCK: usize = 512 << 10;
+/// How far back deflate can refer.
+const DICTIONARY: usize = 32 << 10;
+/// A block is sampled in so many places of so many bytes to see whether deflating it is of any use.
+const SAMPLES: usize = 3;
+const SAMPLE: usize = 16 << 10;
+/// Longest stored block of deflate (RFC 1951 3.2.4).
+const STORED: usize = 65535;
+
+struct Job {
+    serial: u64,
+    data: Vec<u8>,
+    dictionary: Vec<u8>,
+}
+
+struct Done {
+    serial: u64,
+    deflated: io::Result<Vec<u8>>,
+    crc: crc32fast::Hasher,
+}
+
+/// Compresses into `sink` with threads of its own, writing to it only on the caller's.
+pub(super) struct Encoder<W: Write> {
+    sink: W,
+    block: Vec<u8>,
+    dictionary: Vec<u8>,
+    jobs: Option<SyncSender<Job>>,
+    done: Receiver<Done>,
+    workers: Vec<JoinHandle<()>>,
+    /// Blocks handed out, and blocks written.
+    sent: u64,
+    written: u64,
+    early: BTreeMap<u64, Done>,
+    crc: crc32fast::Hasher,
+    size: u64,
+    in_flight: u64,
+}
+
+impl<W: Write> Encoder<W> {
+    pub(super) fn new(mut sink: W, level: u32, threads: usize) -> io::Result<Self> {
+        // No name, no time; XFL says nothing; 255 is "unknown system" (RFC 1952 2.3).
+        sink.write_all(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255])?;
+        let in_flight = threads * 2;
+        let (jobs, take) = mpsc::sync_channel::<Job>(in_flight);
+        let take = Arc::new(Mutex::new(take));
+        let (give, done) = mpsc::channel();
+        let mut workers = Vec::with_capacity(threads);
+        for _ in 0..threads {
+            let (take, give) = (Arc::clone(&take), give.clone());
+            let worker = std::thread::Builder::new().name("gzip".into()).spawn(move || work(&take, &give, level))?;
+            workers.push(worker);
+        }
+        Ok(Self {
+            sink,
+            block: Vec::with_capacity(BLOCK),
+            dictionary: Vec::new(),
+            jobs: Some(jobs),
+            done,
+            workers,
+            sent: 0,
+            written: 0,
+            early: BTreeMap::new(),
+            crc: crc32fast::Hasher::new(),
+            size: 0,
+            in_flight: in_flight as u64,
+        })
+    }
+
+    pub(super) fn finish(mut self) -> io::Result<W> {
+        if !self.block.is_empty() {
+            self.send()?;
+        }
+        while self.written < self.sent {
+            self.receive()?;
+        }
+        self.jobs = None;
+        for worker in self.workers.drain(..) {
+            // A worker that panicked gave no answer, which `receive` has reported.
+            let _ = worker.join();
+        }
+        // An empty last block with fixed codes ends the deflate stream.
+        self.sink.write_all(&[3, 0])?;
+        self.sink.write_all(&self.crc.finalize().to_le_bytes())?;
+        // The size modulo 2^32 (RFC 1952 2.3.1).
+        self.sink.write_all(&(self.size as u32).to_le_bytes())?;
+        Ok(self.sink)
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        while self.sent - self.written >= self.in_flight {
+            self.receive()?;
+        }
+        let data = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
+        let tail = data[data.len().saturating_sub(DICTIONARY)..].to_vec();
+        let dictionary = std::mem::replace(&mut self.dictionary, tail);
+        self.size += data.len() as u64;
+        let job = Job { serial: self.sent, data, dictionary };
+        self.jobs.as_ref().and_then(|jobs| jobs.send(job).ok()).ok_or_else(lost)?;
+        self.sent += 1;
+        Ok(())
+    }
+
+    /// Waits for one block and writes what's in order.
+    fn receive(&mut self) -> io::Result<()> {
+        let done = self.done.recv().map_err(|_| lost())?;
+        self.early.insert(done.serial, done);
+        while let Some(done) = self.early.remove(&self.written) {
+            self.sink.write_all(&done.deflated?)?;
+            self.crc.combine(&done.crc);
+            self.written += 1;
+        }
+        Ok(())
+    }
+}
+
+impl<W: Write> Write for Encoder<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(BLOCK - self.block.len());
+        self.block.extend_from_slice(&bytes[..taken]);
+        if self.block.len() == BLOCK {
+            self.send()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn lost() -> io::Error {
+    io::Error::other("a compressing thread ended unexpectedly")
+}
+
+fn work(take: &Mutex<Receiver<Job>>, give: &mpsc::Sender<Done>, level: u32) {
+    loop {
+        let job = take.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(job) = job else { return };
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&job.data);
+        let done = Done { serial: job.serial, deflated: deflate(&job.data, &job.dictionary, level), crc };
+        if give.send(done).is_err() {
+            return;
+        }
+    }
+}
+
+/// Deflates one block up to a byte boundary, without ending the stream.
+fn deflate(data: &[u8], dictionary: &[u8], level: u32) -> io::Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(data.len() / 2 + 1024);
+    if level == 0 || !is_compressible(data)? {
+        store(data, &mut out);
+        return Ok(out);
+    }
+    let mut stream = Compress::new(flate2::Compression::new(level), false);
+    if !dictionary.is_empty() {
+        stream.set_dictionary(dictionary)?;
+    }
+    run(&mut stream, data, FlushCompress::Sync, &mut out)?;
+    // 5 bytes for each stored block: deflate itself may have done worse.
+    if out.len() > data.len() + 5 * data.len().div_ceil(STORED) {
+        out.clear();
+        store(data, &mut out);
+    }
+    Ok(out)
+}
+
+fn run(stream: &mut Compress, data: &[u8], flush: FlushCompress, out: &mut Vec<u8>) -> io::Result<()> {
+    loop {
+        if out.capacity() - out.len() < 1024 {
+            out.reserve(64 << 10);
+        }
+        // One block, so it fits a usize.
+        let consumed = stream.total_in() as usize;
+        let status = stream.compress_vec(&data[consumed..], out, flush)?;
+        // A flush is complete when it leaves room in the output (zlib.h, deflate).
+        if status == Status::StreamEnd || (stream.total_in() as usize == data.len() && out.len() < out.capacity()) {
+            return Ok(());
+        }
+    }
+}
+
+/// Writes the data as it is.
+fn store(data: &[u8], out: &mut Vec<u8>) {
+    for piece in data.chunks(STORED) {
+        // No longer than STORED.
+        let length = piece.len() as u16;
+        out.push(0);
+        out.extend_from_slice(&length.to_le_bytes());
+        out.extend_from_slice(&(!length).to_le_bytes());
+        out.extend_from_slice(piece);
+    }
+}
+
+/// Whether any of a few samples gets smaller by more than 2 % at the fastest level. Deflating what doesn't (archives, media,
+/// keys) takes as long as deflating text, for nothing.
+fn is_compressible(data: &[u8]) -> io::Result<bool> {
+    if data.len() < SAMPLES * SAMPLE {
+        return Ok(true);
+    }
+    let mut out = Vec::with_capacity(SAMPLE + 1024);
+    for at in 0..SAMPLES {
+        let start = (data.len() - SAMPLE) / (SAMPLES - 1) * at;
+        out.clear();
+        run(&mut Compress::new(flate2::Compression::new(1), false), &data[start..start + SAMPLE], FlushCompress::Finish, &mut out)?;
+        if out.len() < SAMPLE / 100 * 98 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,313 @@
+//! Hides in what order and form the files of an overlay directory become a layer's tar: the same directory gives the same bytes.
+
+use std::collections::HashMap;
+use std::io::{self, BufWriter, Read, Write};
+use std::sync::mpsc::{self, SyncSender};
+
+use kiln_oci::digest::{DiffId, Hasher};
+
+use super::compress::{Compression, EncodeOptions, Encoder};
+use super::whiteout::{self, WhiteoutStyle};
+use super::xattr;
+use crate::rootdir::{FsError, Kind, Meta, RootDir, Timestamp, Xattrs};
+use crate::tar::{Entry, EntryKind, WriteError, Writer};
+
+/// Directories that are kept open while those below them are walked; above that many, the way back is `..`.
+const MAX_OPEN: usize = 64;
+
+/// Why a directory can't be packed.
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    /// The system refused.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    /// The tar can't be written, or can't hold the file.
+    #[error(transparent)]
+    Tar(#[from] WriteError),
+    /// The name of a file would mean a whiteout in a layer (image-spec layer.md: "files with the prefix `.wh.` are reserved").
+    #[error("`{}` cannot stand in a layer: names that begin with `.wh.` mean deleted files there", String::from_utf8_lossy(path))]
+    ReservedName {
+        /// The file, relative to the root of the layer.
+        path: Vec<u8>,
+    },
+    /// The file became shorter, or was replaced, while it was read.
+    #[error("`{}` changed while it was read", String::from_utf8_lossy(path))]
+    Changed {
+        /// The file, relative to the root of the layer.
+        path: Vec<u8>,
+    },
+}
+
+/// What the bytes of a packed layer depend on beside the directory.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PackOptions {
+    /// How whiteouts stand in the directory.
+    pub style: WhiteoutStyle,
+    /// Later times are written as this one (seconds since 1970, as in `SOURCE_DATE_EPOCH`).
+    pub latest_mtime: Option<i64>,
+    /// Write an entry `./` for the root itself, first. Docker doesn't; it's needed only where a step changed the root's mode.
+    pub root_entry: bool,
+}
+
+/// What was packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PackStats {
+    /// Entries in the tar.
+    pub entries: u64,
+    /// Bytes of the tar.
+    pub tar_size: u64,
+    /// Sockets, which no tar can hold.
+    pub sockets_skipped: u64,
+}
+
+/// Writes the overlay directory `diff` to `out` as a layer's tar.
+///
+/// A parent comes before its children, names in bytewise order. Whiteouts become `.wh.NAME`, an opaque directory gets
+/// `.wh..wh..opq`. Files with several names become hard links to the first. File capabilities, ACLs and `user.*` are kept,
+/// times cut to whole seconds (as containerd does, for readers that know only USTAR).
+pub fn pack(diff: &RootDir, out: &mut dyn Write, options: &PackOptions) -> Result<PackStats, PackError> {
+    let mut packer = Packer {
+        // The headers of small files come in pieces of 512 bytes.
+        tar: Writer::new(BufWriter::with_capacity(128 << 10, out)),
+        options,
+        names: HashMap::new(),
+        path: Vec::new(),
+        buffer: vec![0; 128 << 10],
+        stats: PackStats::default(),
+    };
+    packer.tree(diff)?;
+    let Packer { tar, mut stats, .. } = packer;
+    let (mut out, tar_size) = tar.finish()?;
+    out.flush().map_err(WriteError::from)?;
+    stats.tar_size = tar_size;
+    Ok(stats)
+}
+
+/// A layer's tar was packed and compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packed {
+    /// The digest of the tar before compression.
+    pub diff_id: DiffId,
+    /// What was packed.
+    pub stats: PackStats,
+}
+
+/// Why [`pack_compressed`] failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PackedError {
+    /// The directory can't be packed, or the sink failed meanwhile.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    /// The codec or the sink failed at the end.
+    #[error("cannot write the compressed layer")]
+    Compress(#[from] io::Error),
+}
+
+/// Packs `diff` and compresses it into `sink` in one pass. Hashing and compressing run on threads beside the one that reads; the
+/// sink (which hashes what it gets if anyone needs that digest) is written to on the caller's.
+pub fn pack_compressed(
+    diff: &RootDir,
+    sink: &mut dyn Write,
+    compression: Compression,
+    encode: EncodeOptions,
+    options: &PackOptions,
+) -> Result<Packed, PackedError> {
+    std::thread::scope(|scope| {
+        let (send, receive) = mpsc::sync_channel::<Vec<u8>>(4);
+        let hash = scope.spawn(move || {
+            let mut hasher = Hasher::new();
+            while let Ok(piece) = receive.recv() {
+                hasher.update(&piece);
+            }
+            DiffId::new(hasher.finish())
+        });
+        let mut tee = Tee { sink: Encoder::new(sink, compression, encode)?, hash: send };
+        let stats = pack(diff, &mut tee, options)?;
+        let Tee { sink, hash: send } = tee;
+        drop(send);
+        sink.finish()?;
+        let diff_id = hash.join().map_err(|_| io::Error::other("the hashing thread ended unexpectedly"))?;
+        Ok(Packed { diff_id, stats })
+    })
+}
+
+/// Hands a copy of what's written to the hashing thread. The writes are those of `pack`'s buffer, so they're large.
+struct Tee<W> {
+    sink: W,
+    hash: SyncSender<Vec<u8>>,
+}
+
+impl<W: Write> Write for Tee<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = self.sink.write(bytes)?;
+        self.hash.send(bytes[..taken].to_vec()).map_err(|_| io::Error::other("the hashing thread ended unexpectedly"))?;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sink.flush()
+    }
+}
+
+struct Packer<'a, W: Write> {
+    tar: Writer<W>,
+    options: &'a PackOptions,
+    /// The first name of each file that has several, by device and inode.
+    names: HashMap<(u64, u64), Vec<u8>>,
+    /// The directory being walked, with a slash at its end; empty for the root.
+    path: Vec<u8>,
+    buffer: Vec<u8>,
+    stats: PackStats,
+}
+
+/// A directory whose entries are being written.
+struct Level {
+    /// `None` while it's closed for the sake of those below.
+    dir: Option<RootDir>,
+    id: (u64, u64),
+    names: std::vec::IntoIter<Vec<u8>>,
+    path_length: usize,
+}
+
+impl<W: Write> Packer<'_, W> {
+    fn tree(&mut self, root: &RootDir) -> Result<(), PackError> {
+        let mut levels = vec![self.enter(root.try_clone()?, root.meta()?)?];
+        while let Some(level) = levels.last_mut() {
+            let Some(dir) = &level.dir else { return Err(PackError::Changed { path: self.path.clone() }) };
+            if let Some(name) = level.names.next() {
+                let Some((child, meta)) = self.entry(dir, &name)? else { continue };
+                self.path.extend_from_slice(&name);
+                self.path.push(b'/');
+                let next = self.enter(child, meta)?;
+                levels.push(next);
+                if levels.len() > MAX_OPEN {
+                    let shut = levels.len() - MAX_OPEN;
+                    levels[shut].dir = None;
+                }
+                continue;
+            }
+            let done = levels.pop();
+            if let (Some(done), Some(above)) = (done, levels.last_mut()) {
+                self.path.truncate(above.path_length);
+                if above.dir.is_none()
+                    && let Some(dir) = done.dir
+                {
+                    let parent = dir.parent()?;
+                    let meta = parent.meta()?;
+                    if (meta.dev, meta.ino) != above.id {
+                        return Err(PackError::Changed { path: self.path.clone() });
+                    }
+                    above.dir = Some(parent);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what a directory is, and that it's opaque.
+    fn enter(&mut self, dir: RootDir, meta: Meta) -> Result<Level, PackError> {
+        let xattrs = dir.xattrs_of_self()?;
+        let is_root = self.path.is_empty();
+        if !is_root || self.options.root_entry {
+            let path = if is_root { b"./".to_vec() } else { self.path.clone() };
+            let entry = self.describe(path, &meta, xattr::portable(xattrs));
+            self.start(&entry)?;
+        }
+        if whiteout::is_opaque(&dir, self.options.style)? {
+            self.start(&removal([&self.path, whiteout::OPAQUE].concat()))?;
+        }
+        let names = dir.names()?.into_iter();
+        Ok(Level { dir: Some(dir), id: (meta.dev, meta.ino), names, path_length: self.path.len() })
+    }
+
+    /// Writes the entry `name`, or opens it if it's a directory.
+    fn entry(&mut self, dir: &RootDir, name: &[u8]) -> Result<Option<(RootDir, Meta)>, PackError> {
+        let path = [&self.path, name].concat();
+        if name.starts_with(whiteout::PREFIX) {
+            return Err(PackError::ReservedName { path });
+        }
+        let Some(meta) = dir.stat(name)? else { return Err(PackError::Changed { path }) };
+        if meta.kind == Kind::Dir {
+            return Ok(Some((dir.child(name)?, meta)));
+        }
+        if meta.kind == Kind::Socket {
+            self.stats.sockets_skipped += 1;
+            return Ok(None);
+        }
+        if whiteout::is_whiteout(dir, name, &meta, self.options.style)? {
+            self.start(&removal([&self.path, whiteout::PREFIX, name].concat()))?;
+            return Ok(None);
+        }
+        if meta.nlink > 1 {
+            if let Some(first) = self.names.get(&(meta.dev, meta.ino)) {
+                let link = first.clone();
+                let mut entry = self.describe(path, &meta, Xattrs::new());
+                (entry.kind, entry.link, entry.rdev) = (EntryKind::HardLink, link, (0, 0));
+                self.start(&entry)?;
+                return Ok(None);
+            }
+            self.names.insert((meta.dev, meta.ino), path.clone());
+        }
+        if meta.kind == Kind::File {
+            self.file(dir, name, path, &meta)?;
+        } else {
+            let mut entry = self.describe(path, &meta, xattr::portable(dir.xattrs(name)?));
+            if meta.kind == Kind::Symlink {
+                entry.link = dir.read_link(name)?;
+            }
+            self.start(&entry)?;
+        }
+        Ok(None)
+    }
+
+    fn file(&mut self, dir: &RootDir, name: &[u8], path: Vec<u8>, meta: &Meta) -> Result<(), PackError> {
+        let mut file = dir.open_file(name)?;
+        let xattrs = xattr::portable(dir.xattrs_of_file(&file, name)?);
+        let entry = self.describe(path, meta, xattrs);
+        self.start(&entry)?;
+        let mut left = meta.size;
+        while left > 0 {
+            let want = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            match file.read(&mut self.buffer[..want]) {
+                Ok(0) => return Err(PackError::Changed { path: entry.path }),
+                Ok(n) => {
+                    self.tar.content(&self.buffer[..n])?;
+                    left -= n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(dir.error("read", name, e).into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, entry: &Entry) -> Result<(), PackError> {
+        self.tar.start(entry)?;
+        self.stats.entries += 1;
+        Ok(())
+    }
+
+    fn describe(&self, path: Vec<u8>, meta: &Meta, xattrs: Xattrs) -> Entry {
+        let secs = self.options.latest_mtime.map_or(meta.mtime.secs, |latest| meta.mtime.secs.min(latest));
+        let is_device = matches!(meta.kind, Kind::Char | Kind::Block);
+        Entry {
+            path,
+            kind: EntryKind::Node(meta.kind),
+            link: Vec::new(),
+            // A symbolic link has no mode of its own.
+            mode: if meta.kind == Kind::Symlink { 0o777 } else { meta.mode },
+            uid: meta.uid,
+            gid: meta.gid,
+            size: if meta.kind == Kind::File { meta.size } else { 0 },
+            mtime: Timestamp::from_secs(secs),
+            rdev: if is_device { meta.rdev } else { (0, 0) },
+            xattrs,
+            sparse: None,
+        }
+    }
+}
+
+/// An entry that takes away: empty, and without a time of its own.
+fn removal(path: Vec<u8>) -> Entry {
+    Entry { mode: 0, ..Entry::file(path, 0) }
+}
