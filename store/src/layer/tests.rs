@@ -59,25 +59,45 @@ const CHANGES: &[(&str, &str, &str, &[&str])] = &[
     ("renamed lower file", "mkdir d; echo x >d/a", "mv d/a d/b", &["d/.wh.a", "d/b"]),
     ("renamed lower directory", "mkdir -p d/e; echo x >d/e/f", "mv d g", &[".wh.d", "g/e/f"]),
     ("swapped files", "echo a >a; echo b >b", "mv a t; mv b a; mv t b", &["a", "b", "-.wh.a"]),
-    ("sparse file", "", "truncate -s 300M f; printf x | dd of=f bs=1 seek=200M conv=notrunc 2>/dev/null", &["f"]),
-    ("empty and block-sized files", "", "touch e; head -c 512 /dev/zero >b; head -c 513 /dev/zero >c; head -c 262145 /dev/urandom >d", &["b"]),
+    ("sparse file", "", "truncate -s 30M f; printf x | dd of=f bs=1 seek=20M conv=notrunc 2>/dev/null", &["f"]),
+    (
+        "empty and block-sized files",
+        "",
+        "touch e; head -c 512 /dev/zero >b; head -c 513 /dev/zero >c; head -c 262145 /dev/urandom >d",
+        &["b"],
+    ),
     ("name of 100 bytes", "", "touch $(printf %0100d 0)", &[]),
     ("name of 101 bytes", "", "touch $(printf %0101d 0)", &[]),
     ("name of 255 bytes", "", "touch $(printf %0255d 0); mkdir $(printf %0254d 1)", &[]),
     ("prefix of 155 bytes", "", "p=$(printf %0155d 0); mkdir $p; touch $p/$(printf %0100d 1)", &[]),
     ("prefix of 156 bytes", "", "p=$(printf %0156d 0); mkdir $p; touch $p/$(printf %0100d 1)", &[]),
-    ("long path", "", "for i in 1 2 3 4 5; do d=$(printf %0200d $i); mkdir $d; cd $d; done; touch f; ln f g; ln -s $(pwd) l", &[]),
+    (
+        "long path",
+        "",
+        "for i in 1 2 3 4 5; do d=$(printf %0200d $i); mkdir $d; cd $d; done; touch f; ln f g; ln -s $(pwd) l",
+        &[],
+    ),
     ("long link target", "", "ln -s $(printf %0999d 0) l; ln -s $(printf %0100d 0) m", &["l"]),
     ("names that are not UTF-8", "", "touch \"$(printf 'a\\377b')\" \"$(printf '\\303')\"; ln -s \"$(printf '\\376')\" l", &[]),
     ("names in UTF-8", "", "mkdir grün; touch grün/日本語", &["grün/日本語"]),
-    ("odd names", "", "touch -- '-rf' 'a b' ' ' 'x ' \"$(printf 'a\\nb')\" 'back\\slash' '*' '.hidden' '...'", &["-rf", "a b", "x "]),
+    (
+        "odd names",
+        "",
+        "touch -- '-rf' 'a b' ' ' 'x ' \"$(printf 'a\\nb')\" 'back\\slash' '*' '.hidden' '...'",
+        &["-rf", "a b", "x "],
+    ),
     ("removed long name", "touch $(printf %0255d 0)", "rm *", &[]),
     ("large ids", "", "touch f; chown 3000000:4294967294 f", &["f"]),
     ("symbolic links with owners", "", "ln -s x l; chown -h 7:8 l; touch -h -d @99 l", &["l"]),
     ("dangling, looping and absolute links", "", "ln -s nowhere a; ln -s b b; ln -s /etc/shadow c; ln -s ../../.. d", &["d"]),
     ("order of names", "", "mkdir a a-b; touch a/z a-b/z a.b; mkdir a0", &["a-b/", "a/", "a/z"]),
     ("write through a lower link", "mkdir -p usr/lib; ln -s usr/lib lib", "echo x >lib/f", &["usr/lib/f", "-lib/f"]),
-    ("file in a removed and remade tree", "mkdir -p a/b/c; touch a/b/c/d", "rm -r a; mkdir -p a/b/c; touch a/b/c/e", &["a/b/c/e"]),
+    (
+        "file in a removed and remade tree",
+        "mkdir -p a/b/c; touch a/b/c/d",
+        "rm -r a; mkdir -p a/b/c; touch a/b/c/e",
+        &["a/b/c/e"],
+    ),
     ("rm -rf of everything", "mkdir -p etc d/e; touch etc/p d/e/f; ln -s x l", "rm -rf ./*", &[".wh.etc", ".wh.d", ".wh.l"]),
     ("deep tree", "", "for i in $(seq 120); do mkdir d; cd d; done; touch f", &[]),
     ("wide directory", "", "mkdir d; cd d; seq 3000 | xargs touch", &["d/3000"]),
@@ -85,10 +105,20 @@ const CHANGES: &[(&str, &str, &str, &[&str])] = &[
     ("socket", "", "python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"s\")'; touch f; rm s", &["f"]),
     ("xattr", "", "touch f; setfattr -n user.k -v v f; mkdir d; setfattr -n user.d -v '' d", &["f"]),
     ("xattr of a lower directory", "mkdir d; setfattr -n user.a -v 1 d", "touch d/f", &["d/"]),
-    ("large and binary xattr", "", "touch f; setfattr -n user.b -v 0x00ff3d0a00 f; setfattr -n user.l -v $(printf %01800d 0) f", &["f"]),
+    (
+        "large and binary xattr",
+        "",
+        "touch f; setfattr -n user.b -v 0x00ff3d0a00 f; setfattr -n user.l -v $(printf %01800d 0) f",
+        &["f"],
+    ),
     ("file capability", "", "cp /bin/true f; setcap cap_net_raw+ep f", &["f"]),
     ("ACL", "", "touch f; setfacl -m u:5:rw f; mkdir d; setfacl -d -m u:6:rx d; touch d/g", &["f"]),
-    ("opaque then removed inside", "mkdir d; touch d/a d/b", "rm -r d; mkdir d; touch d/a; rm d/a", &["d/.wh..wh..opq", "-d/.wh.a"]),
+    (
+        "opaque then removed inside",
+        "mkdir d; touch d/a d/b",
+        "rm -r d; mkdir d; touch d/a; rm d/a",
+        &["d/.wh..wh..opq", "-d/.wh.a"],
+    ),
     ("file replaced by rename", "echo old >f; ln f g", "echo new >t; mv t f", &["f"]),
     ("lower hard links, one changed", "echo x >a; ln a b", "rm a", &[".wh.a"]),
 ];
@@ -96,7 +126,11 @@ const CHANGES: &[(&str, &str, &str, &[&str])] = &[
 fn tool_missing(script: &str) -> Option<&'static str> {
     ["setfattr", "setcap", "setfacl"].into_iter().find(|tool| {
         script.contains(tool)
-            && !std::process::Command::new("sh").args(["-c", &format!("command -v {tool} >/dev/null")]).status().unwrap().success()
+            && !std::process::Command::new("sh")
+                .args(["-c", &format!("command -v {tool} >/dev/null")])
+                .status()
+                .unwrap()
+                .success()
     })
 }
 

@@ -92,7 +92,8 @@ impl<R: Read> Reader<R> {
                 }
                 return Ok(None);
             };
-            let size = block.number(header::SIZE).and_then(|n| u64::try_from(n).ok()).ok_or(refused("its size is not a number"))?;
+            let size =
+                block.number(header::SIZE).and_then(|n| u64::try_from(n).ok()).ok_or(refused("its size is not a number"))?;
             match block.0[header::TYPE] {
                 b'x' => {
                     // GNU tar and Go let the second one win, Python the first.
@@ -172,9 +173,7 @@ impl<R: Read> Reader<R> {
             block.text(header::NAME).to_vec()
         };
         let mut link = block.text(header::LINK).to_vec();
-        for (field, pax, gnu) in
-            [(&mut path, get(b"path"), extensions.name), (&mut link, get(b"linkpath"), extensions.link)]
-        {
+        for (field, pax, gnu) in [(&mut path, get(b"path"), extensions.name), (&mut link, get(b"linkpath"), extensions.link)] {
             match (pax, gnu) {
                 (Some(pax), Some(gnu)) if *pax != gnu => return Err(refused("its PAX and GNU names differ")),
                 (Some(name), _) => *field = name.clone(),

@@ -81,11 +81,9 @@ impl<W: Write> Writer<W> {
             records.insert(b"linkpath".to_vec(), entry.link.clone());
         }
         block.set_octal(header::MODE, u64::from(entry.mode & 0o7777));
-        for (field, key, value) in [
-            (header::UID, "uid", u64::from(entry.uid)),
-            (header::GID, "gid", u64::from(entry.gid)),
-            (header::SIZE, "size", size),
-        ] {
+        for (field, key, value) in
+            [(header::UID, "uid", u64::from(entry.uid)), (header::GID, "gid", u64::from(entry.gid)), (header::SIZE, "size", size)]
+        {
             if !block.set_octal(field, value) {
                 records.insert(key.into(), value.to_string().into());
             }

@@ -217,7 +217,12 @@ fn is_compressible(data: &[u8]) -> io::Result<bool> {
     for at in 0..SAMPLES {
         let start = (data.len() - SAMPLE) / (SAMPLES - 1) * at;
         out.clear();
-        run(&mut Compress::new(flate2::Compression::new(1), false), &data[start..start + SAMPLE], FlushCompress::Finish, &mut out)?;
+        run(
+            &mut Compress::new(flate2::Compression::new(1), false),
+            &data[start..start + SAMPLE],
+            FlushCompress::Finish,
+            &mut out,
+        )?;
         if out.len() < SAMPLE / 100 * 98 {
             return Ok(true);
         }
