@@ -1,7 +1,7 @@
 //! Real files and real helper programs (shell scripts).
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,12 @@ fn token(token: &str) -> Option<Credentials> {
     Some(Credentials::IdentityToken(token.to_owned()))
 }
 
+/// Written by another process: while this one has a file open for writing, a fork in some other test's thread would inherit it,
+/// and the kernel starts no program that is open for writing (`ETXTBSY`).
 fn script(path: &Path, body: &str) {
-    fs::write(path, format!("#!/bin/sh\n{body}\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$0\" && chmod 755 \"$0\"";
+    let status = std::process::Command::new("sh").arg("-c").arg(write).arg(path).arg(body).status().unwrap();
+    assert!(status.success());
 }
 
 #[test]
