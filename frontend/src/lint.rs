@@ -81,3 +81,84 @@ pub struct Config {
     /// Whether a rule that fires stops the build.
     pub error: bool,
 }
+
+impl Config {
+    /// Reads `skip=A,B;error=true;experimental=all`.
+    ///
+    /// # Errors
+    /// A sentence on the part that makes no sense.
+    pub fn parse(text: &str) -> Result<Config, String> {
+        let mut config = Config::default();
+        for option in text.split(';').map(str::trim).filter(|o| !o.is_empty()) {
+            let Some((key, value)) = option.split_once('=') else {
+                return Err(format!("failed to parse check options: invalid check option {option:?}"));
+            };
+            let names = || value.split(',').map(|n| n.trim().to_owned()).filter(|n| !n.is_empty());
+            match key.trim() {
+                "skip" if value.trim() == "all" => config.skip_all = true,
+                "skip" => config.skip.extend(names()),
+                "experimental" if value.trim() == "all" => config.experimental_all = true,
+                "experimental" => config.experimental.extend(names()),
+                "error" => {
+                    config.error = match value.trim() {
+                        "1" | "t" | "T" | "TRUE" | "true" | "True" => true,
+                        "0" | "f" | "F" | "FALSE" | "false" | "False" => false,
+                        other => return Err(format!("failed to parse check options: failed to parse check option {option:?}: {other:?} is no boolean")),
+                    };
+                }
+                other => return Err(format!("failed to parse check options: invalid check option {other:?}")),
+            }
+        }
+        Ok(config)
+    }
+
+    /// Whether a rule may speak.
+    #[must_use]
+    pub fn allows(&self, rule: Rule) -> bool {
+        if rule.is_experimental() && !self.experimental_all && !self.experimental.contains(rule.name()) {
+            return false;
+        }
+        !self.skip_all && !self.skip.contains(rule.name())
+    }
+}
+
+/// Whether the name of a variable says that its value is a secret.
+pub(crate) fn names_a_secret(name: &str) -> bool {
+    const SECRET: [&str; 10] = ["apikey", "auth", "credential", "credentials", "key", "password", "pword", "passwd", "secret", "token"];
+    const HARMLESS: [&str; 3] = ["public", "file", "version"];
+    let has = |words: &[&str]| name.split('_').any(|part| words.iter().any(|word| word.eq_ignore_ascii_case(part)));
+    has(&SECRET) && !has(&HARMLESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options() {
+        let config = Config::parse("skip=UndefinedVar, JSONArgsRecommended;error=true").unwrap();
+        assert!(config.error && !config.allows(Rule::UndefinedVar) && config.allows(Rule::StageNameCasing));
+        assert!(!config.allows(Rule::CopyIgnoredFile));
+        assert!(Config::parse("experimental=all").unwrap().allows(Rule::CopyIgnoredFile));
+        assert!(!Config::parse("skip=all").unwrap().allows(Rule::StageNameCasing));
+        assert!(Config::parse("foo=bar").is_err());
+        assert!(Config::parse("error=x").is_err());
+        assert_eq!(Rule::ALL.len(), 22);
+    }
+
+    #[test]
+    fn secrets() {
+        for (name, want) in [
+            ("API_KEY", true),
+            ("apikey", true),
+            ("GITHUB_TOKEN", true),
+            ("PUBLIC_KEY", false),
+            ("KEY_FILE", false),
+            ("TOKEN_VERSION", false),
+            ("KEYBOARD", false),
+            ("MONKEY", false),
+        ] {
+            assert_eq!(names_a_secret(name), want, "{name}");
+        }
+    }
+}

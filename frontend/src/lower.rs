@@ -1,5 +1,11 @@
 //! Hides the walk from stages, arguments and base images to a graph.
 
+mod plan;
+mod ports;
+mod stage;
+mod text;
+mod validate;
+
 use std::collections::BTreeMap;
 
 use kiln_oci::config::{HistoryEntry, ImageConfig};
@@ -9,8 +15,12 @@ use kiln_oci::reference::Reference;
 
 use crate::Parsed;
 use crate::diagnostic::Diagnostic;
-use crate::graph::{Graph, NetworkMode, VertexId};
+use crate::graph::{CopyFrom, Graph, MountFrom, MountKind, NetworkMode, Op, VertexId};
+use crate::ignore::PatternMatcher;
+use crate::lint::Config;
 use crate::source::{Source, Span};
+use plan::{Plan, build_arg};
+use stage::Lowering;
 
 /// What a build asks for beside the text of the Dockerfile.
 #[derive(Debug, Clone)]
@@ -37,6 +47,8 @@ pub struct LowerOptions {
     pub hostname: String,
     /// Whether `--allow security.insecure` was given.
     pub allow_insecure: bool,
+    /// The context's ignore file, for the check `CopyIgnoredFile`; nothing is left out on its account.
+    pub ignore: Option<PatternMatcher>,
 }
 
 impl Default for LowerOptions {
@@ -53,6 +65,7 @@ impl Default for LowerOptions {
             extra_hosts: Vec::new(),
             hostname: "buildkitsandbox".to_owned(),
             allow_insecure: false,
+            ignore: None,
         }
     }
 }
@@ -133,7 +146,198 @@ pub struct ImageTemplate {
 /// Turns a parsed Dockerfile into a graph, as far as the base images handed in allow.
 ///
 /// # Errors
-/// Every mistake that was found, parser mistakes first.
-pub fn lower(_parsed: &Parsed, _source: &Source, _options: &LowerOptions, _bases: &Bases) -> Result<Lowered, Vec<Diagnostic>> {
-    Err(vec![Diagnostic::error("not there yet")])
+/// Every mistake that was found, in the order of the file; if the parser found any, only those.
+pub fn lower(parsed: &Parsed, source: &Source, options: &LowerOptions, bases: &Bases) -> Result<Lowered, Vec<Diagnostic>> {
+    let errors: Vec<Diagnostic> = parsed.diagnostics.iter().filter(|d| d.is_error()).cloned().collect();
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    check_syntax(parsed, options).map_err(|e| vec![e])?;
+    let config = lint_config(parsed, options).map_err(|e| vec![e])?;
+    let mut plan = Plan::new(parsed, options)?;
+    let needs = plan.resolve(bases)?;
+    if !needs.is_empty() {
+        return Ok(Lowered::Needs(needs));
+    }
+
+    let mut lowering = Lowering {
+        plan: &plan,
+        options,
+        bases,
+        escape: parsed.dockerfile.directives.escape,
+        graph: Graph::default(),
+        lints: Vec::new(),
+        done: plan.nodes.iter().map(|_| None).collect(),
+    };
+    // Images first: stages take from them and from stages before them.
+    let (stages, images): (Vec<usize>, Vec<usize>) =
+        plan.reachable(plan.target).into_iter().partition(|index| plan.nodes[*index].declared);
+    let mut errors = Vec::new();
+    for index in images.into_iter().chain(stages) {
+        errors.extend(lowering.node(index).err().into_iter().flatten());
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let Lowering { graph, lints, mut done, .. } = lowering;
+    let Some(target) = done[plan.target].take() else {
+        // The target is reachable from itself, so it was lowered.
+        return Err(vec![Diagnostic::error("the target stage was not lowered")]);
+    };
+
+    let mut all = parsed.diagnostics.clone();
+    all.extend(plan.lints.iter().cloned());
+    all.extend(lints);
+    let mut warnings = filter_lints(parsed, &config, all);
+    if config.error && warnings.iter().any(|d| d.rule.is_some()) {
+        return Err(lint_errors(warnings));
+    }
+    warnings.extend(unused_arguments(parsed, source, options));
+
+    let mut image = target.config;
+    image.config.labels.extend(options.labels.iter().cloned());
+    // Without a platform of its own a build takes what the base is; else the image says what was asked for.
+    if options.target_platform != options.build_platform {
+        image.os.clone_from(&options.target_platform.os);
+        image.architecture.clone_from(&options.target_platform.architecture);
+        image.variant.clone_from(&options.target_platform.variant);
+        image.os_version.clone_from(&options.target_platform.os_version);
+    }
+    let (graph, target_id) = prune(graph, target.parent);
+    let image = ImageTemplate { base: target.base, config: image, history: target.history };
+    Ok(Lowered::Build(Box::new(Build { graph, target: target_id, image, warnings })))
+}
+
+/// Only Docker's own language is built in.
+fn check_syntax(parsed: &Parsed, options: &LowerOptions) -> Result<(), Diagnostic> {
+    let from_file = parsed.dockerfile.directives.syntax.as_ref().map(|(text, span)| (text.as_str(), Some(*span)));
+    let given = build_arg(options, "BUILDKIT_SYNTAX").filter(|text| !text.is_empty()).map(|text| (text, None));
+    let Some((text, span)) = given.or(from_file) else { return Ok(()) };
+    let name = text.split_whitespace().next().unwrap_or_default();
+    let known = ["docker/dockerfile", "docker/dockerfile-upstream", "dockerfile.v0", "gateway.v0"];
+    let repository = Reference::parse(name).map_or_else(|_| name.to_owned(), |r| r.familiar_repository());
+    if known.contains(&name) || known.contains(&repository.as_str()) {
+        return Ok(());
+    }
+    let error = Diagnostic::error(format!("the frontend `{name}` is not supported: kiln builds the language of docker/dockerfile only"));
+    let error = error.with_hint("remove the `syntax` directive if the file is a Dockerfile");
+    Err(match span {
+        Some(span) => error.at(span),
+        None => error,
+    })
+}
+
+fn lint_config(parsed: &Parsed, options: &LowerOptions) -> Result<Config, Diagnostic> {
+    if let Some(text) = build_arg(options, "BUILDKIT_DOCKERFILE_CHECK") {
+        return Config::parse(text).map_err(Diagnostic::error);
+    }
+    match &parsed.dockerfile.directives.check {
+        Some((text, span)) => Config::parse(text).map_err(|error| Diagnostic::error(error).at(*span)),
+        None => Ok(Config::default()),
+    }
+}
+
+/// Leaves out the checks that are switched off, for the file or for one instruction.
+fn filter_lints(parsed: &Parsed, config: &Config, all: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    let local: Vec<(Config, Span)> =
+        parsed.checks.iter().filter_map(|(text, span)| Some((Config::parse(text).ok()?, *span))).collect();
+    let mut out: Vec<Diagnostic> = Vec::new();
+    for diagnostic in all {
+        if let Some(rule) = diagnostic.rule {
+            let here = diagnostic.span.and_then(|span| local.iter().find(|(_, at)| at.first_line == span.first_line));
+            if !config.allows(rule) || here.is_some_and(|(local, _)| local.skip_all || local.skip.contains(rule.name())) {
+                continue;
+            }
+        }
+        if !out.contains(&diagnostic) {
+            out.push(diagnostic);
+        }
+    }
+    out
+}
+
+/// `# check=error=true`: the checks that fired stop the build.
+fn lint_errors(warnings: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    let fired: Vec<Diagnostic> = warnings.into_iter().filter(|d| d.rule.is_some()).collect();
+    let mut names: Vec<&str> = fired.iter().filter_map(|d| d.rule).map(crate::lint::Rule::name).collect();
+    names.sort_unstable();
+    names.dedup();
+    let last = Diagnostic::error(format!("lint violation found for rules: {}", names.join(", ")));
+    let error = |d: Diagnostic| Diagnostic { severity: crate::diagnostic::Severity::Error, ..d };
+    fired.into_iter().map(error).chain([last]).collect()
+}
+
+/// `--build-arg`s that no `ARG` of the file declares.
+fn unused_arguments(parsed: &Parsed, source: &Source, options: &LowerOptions) -> Option<Diagnostic> {
+    let file = &parsed.dockerfile;
+    let global = file.global_args.iter().flat_map(|(args, _)| args);
+    let local = file.stages.iter().flat_map(|stage| &stage.instructions).filter_map(|i| match &i.kind {
+        crate::instruction::Kind::Arg(args) => Some(args),
+        _ => None,
+    });
+    let declared: Vec<&str> = global.chain(local.flatten()).map(|arg| arg.name.as_str()).collect();
+    let platform = |name: &str| name.starts_with("TARGET") || name.starts_with("BUILD");
+    let mut unused: Vec<&str> = options.build_args.iter().map(|(name, _)| name.as_str()).collect();
+    unused.retain(|name| !declared.contains(name) && !stage::is_predefined(name) && !platform(name));
+    unused.sort_unstable();
+    unused.dedup();
+    if unused.is_empty() {
+        return None;
+    }
+    let message = format!("one or more build arguments were not used: {}", unused.join(", "));
+    Some(Diagnostic::warning(message).with_hint(format!("{} declares no ARG of that name", source.name())))
+}
+
+/// Drops what the target doesn't need, which mounts that are of no use can leave behind, and numbers the rest anew.
+fn prune(graph: Graph, target: Option<VertexId>) -> (Graph, Option<VertexId>) {
+    let mut needed = vec![false; graph.vertices.len()];
+    let mut open: Vec<VertexId> = target.into_iter().collect();
+    while let Some(id) = open.pop() {
+        if !std::mem::replace(&mut needed[id.0], true) {
+            open.extend(graph.vertices[id.0].op.inputs());
+        }
+    }
+    let mut ids = Vec::with_capacity(needed.len());
+    let mut next = 0;
+    for needed in &needed {
+        ids.push(VertexId(next));
+        next += usize::from(*needed);
+    }
+    let renumber = |input: &mut Option<VertexId>| *input = input.map(|id| ids[id.0]);
+    let mut out = Graph::default();
+    for (index, mut vertex) in graph.vertices.into_iter().enumerate() {
+        if !needed[index] {
+            continue;
+        }
+        match &mut vertex.op {
+            Op::Image(_) => {}
+            Op::Workdir(op) => renumber(&mut op.parent),
+            Op::Copy(op) => {
+                renumber(&mut op.parent);
+                if let CopyFrom::Vertex(input) = &mut op.from {
+                    renumber(input);
+                }
+            }
+            Op::Exec(op) => {
+                renumber(&mut op.parent);
+                for mount in &mut op.mounts {
+                    match &mut mount.kind {
+                        MountKind::Bind(bind) => {
+                            if let MountFrom::Vertex(input) = &mut bind.from {
+                                renumber(input);
+                            }
+                        }
+                        MountKind::Cache(cache) => {
+                            if let Some(MountFrom::Vertex(input)) = &mut cache.from {
+                                renumber(input);
+                            }
+                        }
+                        MountKind::Tmpfs { .. } => {}
+                    }
+                }
+            }
+        }
+        out.vertices.push(vertex);
+    }
+    (out, target.map(|id| ids[id.0]))
 }

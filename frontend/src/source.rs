@@ -120,7 +120,7 @@ impl Source {
     }
 
     /// The lines of a span as BuildKit shows them under an error: the place, a rule, the lines with `>>>` before the
-    /// guilty ones and up to two lines of surroundings, a rule. Ends with a line feed.
+    /// guilty ones and a few lines of surroundings, a rule. Ends with a line feed.
     ///
     /// ```text
     /// Dockerfile:2

@@ -1,0 +1,286 @@
+//! Rows of lowering: what a Dockerfile makes of a graph and of an image's configuration.
+
+mod support;
+
+use support::{Fixture, dump};
+
+/// Lowers `text` on the fixture's images and compares the dump, without blank lines and indentation of the row.
+fn check(text: &str, expected: &str) {
+    check_with(&Fixture::default(), text, expected);
+}
+
+fn check_with(fixture: &Fixture, text: &str, expected: &str) {
+    let got = dump(&fixture.lower(text));
+    let lines = |t: &str| t.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("\n");
+    assert_eq!(lines(&got), lines(expected), "\n{text}\n--- got\n{got}");
+}
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+#[test]
+fn scratch_has_a_path_and_a_directory() {
+    check(
+        "FROM scratch\n",
+        &format!("target none\nconfig {{\"Env\":[\"PATH={PATH}\"],\"WorkingDir\":\"/\"}}"),
+    );
+}
+
+#[test]
+fn a_plain_file() {
+    check(
+        "FROM busybox\nWORKDIR /w\nENV A=b C=\"d e\"\nARG V=1\nRUN echo $A 'x'\nCOPY --chown=1:2 a b c/\nEXPOSE 443 80/UDP\nENTRYPOINT [\"/x\"]\nCMD y\nONBUILD RUN z\n",
+        r#"
+        0 [1/4] FROM docker.io/library/busybox:latest@sha256:b0b0 <image>
+        1 [2/4] WORKDIR /w <workdir 0 /w user="">
+        2 [3/4] RUN echo b 'x' <exec 1 ["/bin/sh", "-c", "echo $A 'x'"] PATH=/bin A=b C=d e V=1 cwd=/w>
+        3 [4/4] COPY --chown=1:2 a b c/ <copy 2 from=context [a, b] -> /w/c dir chown=1:2>
+        target 3
+        base docker.io/library/busybox:latest
+        config {"ExposedPorts":{"443/tcp":{},"80/udp":{}},"Env":["PATH=/bin","A=b","C=d e"],"Entrypoint":["/x"],"Cmd":["/bin/sh","-c","y"],"ArgsEscaped":true,"WorkingDir":"/w","OnBuild":["RUN z"]}
+        + WORKDIR /w
+        - ENV A=b C=d e
+        - ARG V=1
+        + RUN |1 V=1 /bin/sh -c echo $A 'x' # buildkit
+        + COPY --chown=1:2 a b c/ # buildkit
+        - EXPOSE [443/tcp 80/udp]
+        - ENTRYPOINT ["/x"]
+        - CMD ["/bin/sh" "-c" "y"]
+        warn JSONArgsRecommended: JSON arguments recommended for CMD to prevent unintended behavior related to OS signals
+        "#,
+    );
+}
+
+#[test]
+fn only_what_the_target_needs() {
+    check(
+        "FROM busybox AS a\nRUN a\nFROM a AS b\nRUN b\nFROM missing AS c\nRUN c\nFROM scratch\nCOPY --from=A /x /\nCOPY --from=1 /y /\nCOPY --from=tool:1 /z /\n",
+        &format!(
+            r#"
+        0 FROM docker.io/library/tool:1@sha256:7001 <image>
+        1 [a 1/2] FROM docker.io/library/busybox:latest@sha256:b0b0 <image>
+        2 [a 2/2] RUN a <exec 1 ["/bin/sh", "-c", "a"] PATH=/bin cwd=/>
+        3 [b 1/1] RUN b <exec 2 ["/bin/sh", "-c", "b"] PATH=/bin cwd=/>
+        4 [stage-3 1/3] COPY --from=A /x / <copy none from=2 [/x] -> / dir>
+        5 [stage-3 2/3] COPY --from=1 /y / <copy 4 from=3 [/y] -> / dir>
+        6 [stage-3 3/3] COPY --from=tool:1 /z / <copy 5 from=0 [/z] -> / dir>
+        target 6
+        config {{"Env":["PATH={PATH}"],"WorkingDir":"/"}}
+        + COPY /x / # buildkit
+        + COPY /y / # buildkit
+        + COPY /z / # buildkit
+        "#
+        ),
+    );
+}
+
+#[test]
+fn arguments_and_variables() {
+    let shown = |text: &str| {
+        let fixture = Fixture { build_args: vec![("G".into(), "given".into())], ..Fixture::default() };
+        let build = fixture.lower(text);
+        build.image.history.iter().map(|h| h.created_by.clone()).collect::<Vec<_>>()
+    };
+    let rows: &[(&str, &[&str])] = &[
+        // features.md 1g 11 to 15.
+        ("FROM busybox\nENV a=1\nENV a=2 b=$a", &["ENV a=1", "ENV a=2 b=1"]),
+        ("FROM busybox\nENV a b c=d", &["ENV a=b c=d"]),
+        ("FROM busybox\nENV a=b\\ c d=\"e f\"", &["ENV a=b c d=e f"]),
+        ("FROM busybox\nENV X=e\nARG X=a\nRUN x", &["ENV X=e", "ARG X=a", "RUN |1 X=a /bin/sh -c x # buildkit"]),
+        ("FROM busybox\nARG X=a\nENV X=e\nRUN x", &["ARG X=a", "ENV X=e", "RUN |1 X=e /bin/sh -c x # buildkit"]),
+        ("ARG V=1\nFROM busybox\nRUN x\nARG V\nRUN x", &["RUN /bin/sh -c x # buildkit", "ARG V=1", "RUN |1 V=1 /bin/sh -c x # buildkit"]),
+        ("FROM busybox AS b\nARG Z=1\nFROM b\nRUN x", &["ARG Z=1", "RUN |1 Z=1 /bin/sh -c x # buildkit"]),
+        ("FROM busybox\nARG G=d N\nRUN x", &["ARG G=given N", "RUN |2 G=given N= /bin/sh -c x # buildkit"]),
+        ("FROM busybox\nARG TARGETPLATFORM BUILDARCH\nUSER $TARGETPLATFORM-$BUILDARCH", &["ARG TARGETPLATFORM=linux/amd64 BUILDARCH=amd64", "USER linux/amd64-amd64"]),
+        ("FROM busybox AS st\nARG TARGETSTAGE\n", &["ARG TARGETSTAGE=st"]),
+        ("FROM busybox\nARG TARGETSTAGE\n", &["ARG TARGETSTAGE=default"]),
+        ("FROM busybox\nARG A=1 B=$A\nLABEL a=$A b=${B:-x}", &["ARG A=1 B=1", "LABEL a=1 b=1"]),
+        ("FROM busybox\nSHELL [\"/bin/bash\", \"-c\"]\nRUN x\nRUN [\"y\"]", &["SHELL [/bin/bash -c]", "RUN /bin/bash -c x # buildkit", "RUN y # buildkit"]),
+        ("FROM busybox\nVOLUME /a $PATH\nSTOPSIGNAL 9\nMAINTAINER me", &["VOLUME [/a /bin]", "STOPSIGNAL 9", "MAINTAINER me"]),
+        ("FROM busybox\nWORKDIR a\nWORKDIR ../b\nWORKDIR /", &["WORKDIR /a", "WORKDIR /b", "WORKDIR /"]),
+        ("FROM busybox\nHEALTHCHECK --interval=5s CMD a b", &["HEALTHCHECK &{[\"CMD-SHELL\" \"a b\"] \"5s\" \"0s\" \"0s\" \"0s\" '\\x00'}"]),
+        ("FROM busybox\nENTRYPOINT []", &["ENTRYPOINT []"]),
+        ("FROM busybox\nEXPOSE 80 90-92/UDP $P", &["EXPOSE [80/tcp 90/udp 91/udp 92/udp]"]),
+        ("FROM busybox\nARG P=\"1 2\"\nEXPOSE $P", &["ARG P=1 2", "EXPOSE [1/tcp 2/tcp]"]),
+        ("# escape=`\nFROM busybox\nENV a=`$x b=\\y", &["ENV a=$x b=\\y"]),
+        ("FROM busybox\nADD --chmod=u=rwX --checksum=sha256:0000000000000000000000000000000000000000000000000000000000000000 http://h/f /d/", &["ADD --chmod=u=rwX http://h/f /d/ # buildkit"]),
+        ("FROM busybox\nCOPY --link --parents --exclude=x a /b", &["COPY --parents a /b # buildkit"]),
+        ("FROM busybox\nCOPY x <<A <<-'B' /d/\n$HOME\nA\n\t$HOME\n\tB", &["COPY x <<A <<B /d/ # buildkit"]),
+    ];
+    for (text, want) in rows {
+        assert_eq!(shown(text), *want, "{text}");
+    }
+}
+
+#[test]
+fn cmd_and_entrypoint() {
+    let config = |text: &str| {
+        let c = Fixture::default().lower(text).image.config.config;
+        (c.entrypoint, c.cmd, c.args_escaped)
+    };
+    let list = |items: &[&str]| Some(items.iter().map(|i| (*i).to_owned()).collect::<Vec<_>>());
+    // `withcmd` has CMD ["c"].
+    assert_eq!(config("FROM withcmd\n"), (None, list(&["c"]), false));
+    assert_eq!(config("FROM withcmd\nENTRYPOINT [\"a\"]"), (list(&["a"]), None, true));
+    assert_eq!(config("FROM withcmd\nCMD [\"d\"]\nENTRYPOINT [\"a\"]"), (list(&["a"]), list(&["d"]), true));
+    assert_eq!(config("FROM withcmd AS x\nCMD [\"d\"]\nFROM x\nENTRYPOINT [\"a\"]"), (list(&["a"]), None, true));
+    assert_eq!(config("FROM withcmd\nENTRYPOINT []"), (None, None, true));
+    assert_eq!(config("FROM withcmd\nCMD []"), (None, None, true));
+}
+
+#[test]
+fn heredocs() {
+    check(
+        "FROM busybox\nRUN <<EOF\n\techo a\n\techo b\nEOF\nRUN <<-E\n\t#!/bin/x\n\ty\n\tE\nRUN <<S\n#!/bin/x\ny\nS\nRUN cat <<A <<B\n1\nA\n2\nB\nCOPY <<F <<'G' /d/\n$A \"x\"\nF\n$A\nG\n",
+        r#"
+        0 [1/6] FROM docker.io/library/busybox:latest@sha256:b0b0 <image>
+        1 [2/6] RUN <<EOF (echo a...) <exec 0 ["/bin/sh", "-c", "\techo a\n\techo b\n"] PATH=/bin cwd=/>
+        2 [3/6] RUN <<-E (#!/bin/x...) <exec 1 ["/bin/sh", "-c", "#!/bin/x\ny\n"] PATH=/bin cwd=/>
+        3 [4/6] RUN <<S (#!/bin/x...) <exec 2 ["/bin/sh", "-c", "/dev/pipes/S"] PATH=/bin cwd=/ file=/dev/pipes/S:"#!/bin/x\ny\n">
+        4 [5/6] RUN cat <<A <<B <exec 3 ["/bin/sh", "-c", "cat <<A <<B\n1\nA\n2\nB"] PATH=/bin cwd=/>
+        5 [6/6] COPY <<F <<G /d/ <copy 4 from=context [F=" \"x\"\n", G="$A\n"] -> /d dir>
+        target 5
+        base docker.io/library/busybox:latest
+        config {"Env":["PATH=/bin"]}
+        + RUN /bin/sh -c echo a
+        echo b
+        # buildkit
+        + RUN /bin/sh -c #!/bin/x
+        y
+        # buildkit
+        + RUN /bin/sh -c /dev/pipes/S # buildkit
+        + RUN /bin/sh -c cat <<A <<B
+        1
+        A
+        2
+        B # buildkit
+        + COPY <<F <<G /d/ # buildkit
+        warn UndefinedVar: Usage of undefined variable '$A'
+        "#,
+    );
+}
+
+#[test]
+fn mounts() {
+    check(
+        "FROM busybox AS src\nFROM busybox\nARG T=/t\nWORKDIR /w\nRUN --mount=target=x --mount=type=bind,from=src,source=/s,target=$T,rw --mount=type=cache,target=/c,sharing=locked,uid=5 --mount=type=tmpfs,target=/m,size=1m --mount=from=tool:1,target=/tool x\nRUN --network=none y\n",
+        r#"
+        0 FROM docker.io/library/tool:1@sha256:7001 <image>
+        1 [src 1/1] FROM docker.io/library/busybox:latest@sha256:b0b0 <image>
+        2 [stage-1 2/4] WORKDIR /w <workdir 1 /w user="">
+        3 [stage-1 3/4] RUN --mount=target=x --mount=type=bind,from=src,source=/s,target=/t,rw --mount=type=cache,target=/c,sharing=locked,uid=5 --mount=type=tmpfs,target=/m,size=1m --mount=from=tool:1,target=/tool x <exec 2 ["/bin/sh", "-c", "x"] PATH=/bin T=/t cwd=/w mount=/w/x:bind:context:/ mount=/t:bind:1:/s:rw mount=/c:cache:/c:Locked:755:5:0 mount=/m:tmpfs:1048576 mount=/tool:bind:0:/>
+        4 [stage-1 4/4] RUN --network=none y <exec 3 ["/bin/sh", "-c", "y"] PATH=/bin T=/t cwd=/w net=None>
+        target 4
+        base docker.io/library/busybox:latest
+        config {"Env":["PATH=/bin"],"WorkingDir":"/w"}
+        - ARG T=/t
+        + WORKDIR /w
+        + RUN |1 T=/t /bin/sh -c x # buildkit
+        + RUN |1 T=/t /bin/sh -c y # buildkit
+        "#,
+    );
+}
+
+#[test]
+fn triggers() {
+    // `onbuild` carries `ONBUILD COPY --from=tool:1 /z /` and `ONBUILD RUN t`.
+    check(
+        "FROM onbuild\nRUN x\n",
+        r#"
+        0 FROM docker.io/library/tool:1@sha256:7001 <image>
+        1 [1/4] FROM docker.io/library/onbuild:latest@sha256:0b0b <image>
+        2 [2/4] ONBUILD COPY --from=tool:1 /z / <copy 1 from=0 [/z] -> / dir>
+        3 [3/4] ONBUILD RUN t <exec 2 ["/bin/sh", "-c", "t"] PATH=/bin cwd=/>
+        4 [4/4] RUN x <exec 3 ["/bin/sh", "-c", "x"] PATH=/bin cwd=/>
+        target 4
+        base docker.io/library/onbuild:latest
+        config {"Env":["PATH=/bin"]}
+        + COPY /z / # buildkit
+        + RUN /bin/sh -c t # buildkit
+        + RUN /bin/sh -c x # buildkit
+        "#,
+    );
+    check(
+        "FROM busybox AS a\nONBUILD ENV A=1\nFROM a\nONBUILD ENV B=2\n",
+        r#"
+        0 [a 1/1] FROM docker.io/library/busybox:latest@sha256:b0b0 <image>
+        target 0
+        base docker.io/library/busybox:latest
+        config {"Env":["PATH=/bin","A=1"],"OnBuild":["ENV B=2"]}
+        - ENV A=1
+        "#,
+    );
+}
+
+#[test]
+fn options() {
+    let fixture = Fixture {
+        labels: vec![("a".into(), "cli".into())],
+        build_args: vec![("https_proxy".into(), "p".into()), ("UNUSED".into(), "1".into())],
+        no_cache_filter: vec!["B".into()],
+        target: Some("b".into()),
+        ..Fixture::default()
+    };
+    let build = fixture.lower("FROM busybox AS a\nLABEL a=1 b=2\nRUN x\nFROM a AS b\nWORKDIR /x\nRUN y\nFROM missing\n");
+    assert_eq!(build.image.config.config.labels.into_iter().collect::<Vec<_>>(), [("a".into(), "cli".into()), ("b".into(), "2".into())]);
+    let flags: Vec<_> = build.graph.vertices.iter().map(|v| (v.stage.as_str(), v.no_cache)).collect();
+    assert_eq!(flags, [("a", false), ("a", false), ("b", false), ("b", true)]);
+    let kiln_frontend::graph::Op::Exec(exec) = &build.graph.vertices[1].op else { panic!() };
+    assert_eq!(exec.proxy_env, [("HTTPS_PROXY".to_owned(), "p".to_owned()), ("https_proxy".into(), "p".into())]);
+    assert_eq!(build.warnings.last().unwrap().message, "one or more build arguments were not used: UNUSED");
+}
+
+#[test]
+fn needs_come_first() {
+    let text = "FROM b AS x\nFROM a\nCOPY --from=c / /\nFROM d\n";
+    let fixture = Fixture { target: Some("1".into()), ..Fixture::default() };
+    let needs: Vec<String> = fixture.needs(text).iter().map(|n| n.reference.familiar()).collect();
+    assert_eq!(needs, ["a:latest", "c:latest"]);
+}
+
+#[test]
+fn lints() {
+    let rows: &[(&str, &[&str])] = &[
+        ("FROM busybox as a", &["FromAsCasing"]),
+        ("FROM busybox AS Abc", &["StageNameCasing"]),
+        ("FROM busybox AS scratch", &["ReservedStageName"]),
+        ("FROM busybox AS a\nFROM busybox AS a", &["DuplicateStageName"]),
+        ("FROM busybox\nrun x\nRUN x", &["ConsistentInstructionCasing"]),
+        ("from busybox\nrun x", &[]),
+        ("FROM busybox\nRUN x \\\n\n y", &["NoEmptyContinuation"]),
+        ("FROM busybox\nMAINTAINER x", &["MaintainerDeprecated"]),
+        ("FROM busybox\nCMD x", &["JSONArgsRecommended"]),
+        ("FROM busybox\nSHELL [\"x\"]\nCMD x", &[]),
+        ("FROM busybox\nCMD [\"x\"]\nCMD [\"y\"]", &["MultipleInstructionsDisallowed"]),
+        ("FROM busybox\nWORKDIR x\nWORKDIR y", &["WorkdirRelativePath"]),
+        ("FROM busybox\nCOPY $X /", &["UndefinedVar"]),
+        ("FROM busybox\nARG X\nCOPY a$X /", &[]),
+        ("FROM busybox\nENV a b", &["LegacyKeyValueFormat"]),
+        ("FROM busybox\nARG API_TOKEN", &["SecretsUsedInArgOrEnv"]),
+        ("FROM busybox$X", &["UndefinedArgInFrom"]),
+        ("ARG X\nFROM ${X:-busybox}", &[]),
+        ("FROM --platform=linux/amd64 busybox", &["FromPlatformFlagConstDisallowed"]),
+        ("FROM --platform=$TARGETPLATFORM busybox", &["RedundantTargetPlatform"]),
+        ("FROM busybox\nEXPOSE 80/TCP", &["ExposeProtoCasing"]),
+        ("FROM busybox\nEXPOSE 1:80", &["ExposeInvalidFormat"]),
+        ("# check=skip=JSONArgsRecommended\nFROM busybox\nCMD x", &[]),
+        ("# check=skip=all\nFROM busybox as a\nCMD x", &[]),
+        ("# check=experimental=all\n# what\nFROM busybox AS a", &["InvalidDefinitionDescription"]),
+        ("# check=experimental=all\n# a the base\nFROM busybox AS a", &[]),
+        ("FROM busybox\n# check=skip=JSONArgsRecommended\nCMD x\nENTRYPOINT x", &["JSONArgsRecommended"]),
+    ];
+    for (text, want) in rows {
+        let build = Fixture::default().lower(text);
+        let got: Vec<_> = build.warnings.iter().filter_map(|w| w.rule).map(|r| r.name()).collect();
+        assert_eq!(got, *want, "{text}");
+    }
+    let fixture = Fixture { build_args: vec![("X".into(), "busybox".into())], ..Fixture::default() };
+    let build = fixture.lower("ARG X\nFROM $X");
+    assert_eq!(build.warnings[0].rule, Some(kiln_frontend::Rule::InvalidDefaultArgInFrom));
+}
+
+#[test]
+fn foreign_base() {
+    let build = Fixture::default().lower("FROM --platform=linux/arm64 busybox\nCOPY a /\n");
+    assert_eq!(build.image.config.architecture, "amd64", "the fixture's base is for amd64 whatever was asked");
+    assert_eq!(build.warnings.last().unwrap().rule, Some(kiln_frontend::Rule::InvalidBaseImagePlatform));
+}
