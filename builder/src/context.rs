@@ -16,7 +16,7 @@ use kiln_store::memo::Memo;
 use kiln_store::rootdir::{FsError, RootDir};
 
 pub use texts::{DockerfileText, IgnoreText, read_dockerfile, read_ignore};
-pub(crate) use tree::{ContextDir, ContextNode, DirReader, Leaf};
+pub(crate) use tree::{ContextDir, ContextNode, DirReader, fingerprint};
 
 /// Why a context or one of its texts can't be used.
 #[derive(Debug, thiserror::Error)]

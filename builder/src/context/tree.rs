@@ -86,7 +86,7 @@ impl ContextDir {
 impl Leaf {
     /// What it was when it was last looked at; root's.
     fn meta(&self) -> &Meta {
-        self.later.get().unwrap_or(&self.meta)
+        self.later.get().map_or(&self.meta, |later| later)
     }
 }
 

@@ -16,7 +16,7 @@ mod walk;
 
 use std::path::PathBuf;
 
-use kiln_frontend::graph::{CopyOp, WorkdirOp};
+use kiln_frontend::graph::WorkdirOp;
 use kiln_frontend::ignore::IgnoreError;
 use kiln_oci::path::ImagePath;
 use kiln_store::layer::upper::{UpperError, UpperWriter};

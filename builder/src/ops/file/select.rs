@@ -56,7 +56,7 @@ pub fn selection_key(op: &CopyOp, source: &SourceTree<'_>, fetched: &[Fetched]) 
             }
             Item::Fetched(file) => {
                 key.bytes(b"fetched");
-                key.bytes(file.name.as_bytes());
+                key.bytes(&file.name);
                 key.bytes(file.digest.to_string().as_bytes());
                 // The only time that a key holds: what a server says about a file is part of what it serves.
                 key.bytes(format!("{:?}", file.last_modified.map(super::timestamp)).as_bytes());

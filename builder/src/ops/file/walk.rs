@@ -143,31 +143,23 @@ impl<'a, 'x> Walk<'a, 'x> {
                 }
             }
             if is_dir {
-                let above = excluded.clone();
-                let excluded = ignored.then(|| Arc::new(Excluded::new(below.clone(), child.clone(), above.clone())));
-                // A directory that isn't excluded brings those above it.
-                let excluded = excluded.map_or(Chain::Wanted(above), Chain::Excluded);
-                dirs.push((below, child, child_state, excluded));
+                let excluded = ignored.then(|| Arc::new(Excluded::new(below.clone(), child.clone(), excluded.clone())));
+                dirs.push(Waiting { rel: below, place: child, state: child_state, excluded });
             } else {
                 files.push(child);
             }
         }
-        let wanted = dirs.iter().any(|(.., chain)| matches!(chain, Chain::Wanted(_)));
-        if (wanted || !files.is_empty())
+        let wanted = !files.is_empty() || dirs.iter().any(|dir| dir.excluded.is_none());
+        if wanted
             && let Some(excluded) = &excluded
         {
             self.bring(excluded.above.as_ref());
             excluded.emitted.store(true, Ordering::Relaxed);
         }
-        for (rel, place, state, chain) in dirs.into_iter().rev() {
-            let excluded = match chain {
-                Chain::Wanted(_) => None,
-                Chain::Excluded(excluded) => Some(excluded),
-            };
-            self.waiting.push(Waiting { rel, place, state, excluded });
-        }
+        dirs.reverse();
+        self.waiting.append(&mut dirs);
         let placed = excluded.as_ref().is_none_or(|e| e.emitted.load(Ordering::Relaxed));
-        if !placed && !rel.is_empty() {
+        if !placed && self.placed(&rel) {
             return Ok(None);
         }
         let reader = place.reader();
@@ -193,11 +185,6 @@ impl<'a, 'x> Walk<'a, 'x> {
             self.due.push(Visit { placed: self.placed(&rel), rel, dir: Some(place), leaves: Vec::new(), reader });
         }
     }
-}
-
-enum Chain<'a> {
-    Wanted(#[allow(dead_code)] Option<Arc<Excluded<'a>>>),
-    Excluded(Arc<Excluded<'a>>),
 }
 
 impl<'a> Excluded<'a> {

@@ -1,0 +1,243 @@
+//! Hides how ADD knows an archive and what it makes of one: by content, below the destination as if that were the root.
+
+use std::collections::HashMap;
+use std::fs::File;
+
+use kiln_frontend::graph::CopyOp;
+use kiln_oci::path::ImagePath;
+use kiln_store::layer::compress::Decoder;
+use kiln_store::layer::upper::{Content, UpperError, UpperWriter};
+use kiln_store::layer::{whiteout, xattr};
+use kiln_store::owner::Owner;
+use kiln_store::rootdir::{Attrs, Kind, Xattrs};
+use kiln_store::tar::{Entry, EntryKind, Reader, TarError};
+use kiln_store::view::ViewError;
+
+use super::FileError;
+use super::copy::CopyStats;
+use super::select::Item;
+use super::source::{Place, Reader as SourceReader};
+use crate::context::ContextNode;
+
+const MAX_LINKS: usize = 40;
+
+/// Why an archive can't be unpacked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArchiveError {
+    /// It isn't what a tar archive should be.
+    #[error(transparent)]
+    Tar(#[from] TarError),
+    /// An entry can't be written.
+    #[error(transparent)]
+    Write(#[from] UpperError),
+    /// The image can't be read.
+    #[error(transparent)]
+    Tree(#[from] ViewError),
+    /// An entry with a name that means "this file is gone" in a layer.
+    #[error("the entry `{0}` begins with `.wh.`, which marks a deleted file in a layer")]
+    ReservedName(ImagePath),
+    /// An entry below something that is no directory.
+    #[error("`{path}` lies below `{at}`, which is not a directory")]
+    NotADirectory {
+        /// The entry.
+        path: ImagePath,
+        /// What is no directory, in the image.
+        at: ImagePath,
+    },
+    /// More than 40 symbolic links on the way to an entry.
+    #[error("`{0}` has too many levels of symbolic links")]
+    TooManyLinks(ImagePath),
+    /// The destination itself can only be a directory.
+    #[error("the archive makes its own root something else than a directory")]
+    Root,
+}
+
+/// Whether `item` is to be unpacked: ADD of a local file whose content is an archive, unless `--unpack` says otherwise. What
+/// can't be read as an archive from the start is none.
+pub(super) fn is_archive(op: &CopyOp, item: &Item<'_>) -> Result<bool, FileError> {
+    let wanted = match item {
+        Item::Tree(selected) => op.is_add && op.unpack != Some(false) && selected.place.kind() == Kind::File,
+        Item::Fetched(_) => op.is_add && op.unpack == Some(true),
+        Item::Inline { .. } => false,
+    };
+    if !wanted {
+        return Ok(false);
+    }
+    with_file(item, |file| {
+        let Ok((_, decoder)) = Decoder::detect(file) else { return Ok(false) };
+        match Reader::new(decoder).next_entry() {
+            Ok(entry) => Ok(entry.is_some()),
+            // It has a header of an archive, and one that should be told about.
+            Err(TarError::Refused { .. } | TarError::UnknownType { .. }) => Ok(true),
+            Err(_) => Ok(false),
+        }
+    })
+}
+
+/// Unpacks `item` below `dest`, which is a directory without symbolic links in its path. Owners are the archive's unless
+/// `owner` is given; directories that it doesn't mention are like `made_up`.
+pub(super) fn unpack(
+    item: &Item<'_>,
+    dest: &ImagePath,
+    upper: &UpperWriter,
+    owner: Option<Owner>,
+    made_up: &Attrs,
+) -> Result<CopyStats, FileError> {
+    with_file(item, |file| {
+        let failed = |cause| FileError::Archive { from: item.shown(), cause };
+        let (_, decoder) = Decoder::detect(file).map_err(|e| failed(TarError::Io(e).into()))?;
+        let mut unpacker = Unpacker {
+            dest,
+            upper,
+            owner,
+            made_up,
+            links: HashMap::new(),
+            parents: HashMap::new(),
+            stats: CopyStats::default(),
+        };
+        unpacker.run(&mut Reader::new(decoder)).map_err(failed)?;
+        Ok(unpacker.stats)
+    })
+}
+
+fn with_file<T>(item: &Item<'_>, mut work: impl FnMut(&File) -> Result<T, FileError>) -> Result<T, FileError> {
+    match item {
+        Item::Fetched(file) => work(&file.open()?),
+        Item::Tree(selected) => match (&selected.place, selected.place.reader()) {
+            (Place::View(node), _) => work(&node.open()?),
+            (Place::Context(_, ContextNode::Leaf { name, leaf, .. }), SourceReader::Context(reader)) => {
+                reader.read(name, leaf, |file, _| work(file)).map(|(value, ..)| value)
+            }
+            _ => Err(FileError::NotFound { path: selected.shown.clone(), hint: None }),
+        },
+        Item::Inline { .. } => Err(FileError::NotFound { path: ImagePath::root(), hint: None }),
+    }
+}
+
+struct Unpacker<'u> {
+    dest: &'u ImagePath,
+    upper: &'u UpperWriter,
+    owner: Option<Owner>,
+    made_up: &'u Attrs,
+    /// The symbolic links that came out of the archive so far.
+    links: HashMap<ImagePath, Vec<u8>>,
+    /// Where directories of the archive really are; forgotten when something changes its type.
+    parents: HashMap<ImagePath, ImagePath>,
+    stats: CopyStats,
+}
+
+type Result2<T> = std::result::Result<T, ArchiveError>;
+
+impl Unpacker<'_> {
+    fn run(&mut self, reader: &mut Reader<impl std::io::Read>) -> Result2<()> {
+        while let Some(entry) = reader.next_entry()? {
+            self.entry(&entry, reader)?;
+        }
+        // The checksum of a compressed stream is at its end.
+        reader.drain()?;
+        Ok(())
+    }
+
+    fn entry(&mut self, entry: &Entry, content: &mut Reader<impl std::io::Read>) -> Result2<()> {
+        // `..` stops at the destination.
+        let inner = ImagePath::new([b"/", &entry.path[..]].concat());
+        let (Some(parent), Some(name)) = (inner.parent(), inner.file_name()) else {
+            // The destination keeps its own attributes (moby pkg/archive skips the entry).
+            return if entry.kind == EntryKind::Node(Kind::Dir) { Ok(()) } else { Err(ArchiveError::Root) };
+        };
+        if inner.components().any(|name| name.starts_with(whiteout::PREFIX)) {
+            return Err(ArchiveError::ReservedName(inner));
+        }
+        let path = self.real(&parent, &inner)?.join(name);
+        self.upper.ensure_parents(&path, self.made_up)?;
+        let there = self.upper.lookup(&path)?.map(|meta| meta.kind);
+        let is_dir = entry.kind == EntryKind::Node(Kind::Dir);
+        if there.is_some_and(|kind| kind == Kind::Symlink || (kind == Kind::Dir) != is_dir)
+            || entry.kind == EntryKind::Node(Kind::Symlink)
+        {
+            self.parents.clear();
+            self.links.remove(&path);
+        }
+        let attrs = self.attrs(entry);
+        match entry.kind {
+            EntryKind::HardLink => {
+                let target = ImagePath::new([b"/", &entry.link[..]].concat());
+                let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+                    return Err(ArchiveError::Root);
+                };
+                let target = self.real(&parent, &target)?.join(name);
+                self.upper.link(&path, &target)?;
+                if let Some(link) = self.links.get(&target).cloned() {
+                    self.links.insert(path, link);
+                }
+            }
+            EntryKind::Node(Kind::Dir) => {
+                self.upper.mkdir(&path, &attrs)?;
+                self.stats.dirs += 1;
+                return Ok(());
+            }
+            EntryKind::Node(Kind::File) => {
+                self.stats.bytes += self.upper.put_file(&path, Content::Reader(content), &attrs)?;
+            }
+            EntryKind::Node(Kind::Symlink) => {
+                self.upper.symlink(&path, &entry.link, &attrs)?;
+                self.links.insert(path, entry.link.clone());
+            }
+            EntryKind::Node(kind) => self.upper.mknod(&path, kind, entry.rdev, &attrs)?,
+        }
+        self.stats.files += 1;
+        Ok(())
+    }
+
+    fn attrs(&self, entry: &Entry) -> Attrs {
+        let owner = self.owner.unwrap_or(Owner { uid: entry.uid, gid: entry.gid });
+        let xattrs: Xattrs = xattr::portable(entry.xattrs.clone());
+        Attrs { uid: owner.uid, gid: owner.gid, mode: entry.mode, mtime: Some(entry.mtime), xattrs }
+    }
+
+    /// Where the directory `dir` of the archive is in the image: symbolic links are followed as if the destination were the
+    /// root, which is what unpacking in a chroot comes to.
+    fn real(&mut self, dir: &ImagePath, path: &ImagePath) -> Result2<ImagePath> {
+        if let Some(known) = self.parents.get(dir) {
+            return Ok(known.clone());
+        }
+        let mut waiting: Vec<Vec<u8>> = dir.components().rev().map(<[u8]>::to_vec).collect();
+        let mut at = ImagePath::root();
+        let mut links = 0;
+        let below = |at: &ImagePath| self.dest.join(at.relative());
+        while let Some(name) = waiting.pop() {
+            if name == b".." {
+                at = at.parent().unwrap_or(at);
+                continue;
+            }
+            let next = at.join(&name);
+            let real = below(&next);
+            match self.upper.lookup(&real)?.map(|meta| meta.kind) {
+                Some(Kind::Symlink) => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(ArchiveError::TooManyLinks(path.clone()));
+                    }
+                    let target = match self.links.get(&real) {
+                        Some(target) => target.clone(),
+                        None => match self.upper.parent().lookup(&real)? {
+                            Some(node) => node.read_link()?,
+                            None => return Err(ArchiveError::NotADirectory { path: path.clone(), at: real }),
+                        },
+                    };
+                    if target.first() == Some(&b'/') {
+                        at = ImagePath::root();
+                    }
+                    let names = target.split(|b| *b == b'/').rev().filter(|n| !n.is_empty() && *n != b".");
+                    waiting.extend(names.map(<[u8]>::to_vec));
+                }
+                None | Some(Kind::Dir) => at = next,
+                Some(_) => return Err(ArchiveError::NotADirectory { path: path.clone(), at: real }),
+            }
+        }
+        let real = below(&at);
+        self.parents.insert(dir.clone(), real.clone());
+        Ok(real)
+    }
+}
