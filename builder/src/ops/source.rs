@@ -30,10 +30,10 @@ pub fn materialise(engine: &Engine, top: Option<&LayerId>, task: &Task) -> Resul
     if missing.is_empty() {
         return Ok(chain);
     }
+    let next = AtomicU64::new(0);
+    let (next, missing) = (&next, &missing);
     std::thread::scope(|scope| {
         let (sender, receiver) = channel();
-        let next = AtomicU64::new(0);
-        let (next, missing) = (&next, &missing);
         for _ in 0..DOWNLOADS.min(missing.len()) {
             let sender = sender.clone();
             scope.spawn(move || {
