@@ -45,6 +45,7 @@ fn a_plain_file() {
         - EXPOSE [443/tcp 80/udp]
         - ENTRYPOINT ["/x"]
         - CMD ["/bin/sh" "-c" "y"]
+        warn ExposeProtoCasing: Defined protocol '80/UDP' in EXPOSE instruction should be lowercase
         warn JSONArgsRecommended: JSON arguments recommended for CMD to prevent unintended behavior related to OS signals
         "#,
     );
@@ -131,7 +132,7 @@ fn cmd_and_entrypoint() {
 fn heredocs() {
     check(
         "FROM busybox\nRUN <<EOF\n\techo a\n\techo b\nEOF\nRUN <<-E\n\t#!/bin/x\n\ty\n\tE\nRUN <<S\n#!/bin/x\ny\nS\nRUN cat <<A <<B\n1\nA\n2\nB\nCOPY <<F <<'G' /d/\n$A \"x\"\nF\n$A\nG\n",
-        r#"
+        r##"
         0 [1/6] FROM docker.io/library/busybox:latest@sha256:b0b0 <image>
         1 [2/6] RUN <<EOF (echo a...) <exec 0 ["/bin/sh", "-c", "\techo a\n\techo b\n"] PATH=/bin cwd=/>
         2 [3/6] RUN <<-E (#!/bin/x...) <exec 1 ["/bin/sh", "-c", "#!/bin/x\ny\n"] PATH=/bin cwd=/>
@@ -141,21 +142,13 @@ fn heredocs() {
         target 5
         base docker.io/library/busybox:latest
         config {"Env":["PATH=/bin"]}
-        + RUN /bin/sh -c echo a
-        echo b
-        # buildkit
-        + RUN /bin/sh -c #!/bin/x
-        y
-        # buildkit
+        + RUN /bin/sh -c \techo a\n\techo b\n # buildkit
+        + RUN /bin/sh -c #!/bin/x\ny\n # buildkit
         + RUN /bin/sh -c /dev/pipes/S # buildkit
-        + RUN /bin/sh -c cat <<A <<B
-        1
-        A
-        2
-        B # buildkit
+        + RUN /bin/sh -c cat <<A <<B\n1\nA\n2\nB # buildkit
         + COPY <<F <<G /d/ # buildkit
         warn UndefinedVar: Usage of undefined variable '$A'
-        "#,
+        "##,
     );
 }
 

@@ -155,7 +155,7 @@ pub fn dump(build: &Build) -> String {
     let _ = writeln!(out, "config {}", serde_json::to_string(&build.image.config.config).unwrap());
     for entry in &build.image.history {
         assert_eq!(entry.comment, "buildkit.dockerfile.v0");
-        let _ = writeln!(out, "{} {}", if entry.empty_layer { "-" } else { "+" }, entry.created_by);
+        let _ = writeln!(out, "{} {}", if entry.empty_layer { "-" } else { "+" }, entry.created_by.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'"));
     }
     for warning in &build.warnings {
         let _ = writeln!(out, "warn {}: {}", warning.rule.map_or("", |r| r.name()), warning.message);

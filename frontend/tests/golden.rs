@@ -1,0 +1,115 @@
+//! Folders of examples: `testdata/parser/*` (what the parser makes of a file) and `testdata/rejected/*` (the exact text
+//! that a mistake is answered with). Run with `KILN_BLESS=1` to write the answers anew, then read the difference.
+
+mod support;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use kiln_frontend::{Parsed, Source, parse};
+use support::Fixture;
+
+fn folders(kind: &str) -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(kind);
+    let mut out: Vec<PathBuf> = fs::read_dir(&root).unwrap_or_else(|e| panic!("{}: {e}", root.display())).map(|e| e.unwrap().path()).collect();
+    out.sort();
+    assert!(!out.is_empty());
+    out
+}
+
+fn compare(folder: &Path, name: &str, got: &str, failures: &mut Vec<String>) {
+    let path = folder.join(name);
+    if std::env::var_os("KILN_BLESS").is_some() {
+        fs::write(&path, got).unwrap();
+    }
+    let want = fs::read_to_string(&path).unwrap_or_default();
+    if want != got {
+        failures.push(format!("{}\n--- want\n{want}--- got\n{got}", path.display()));
+    }
+}
+
+#[test]
+fn parser() {
+    let mut failures = Vec::new();
+    for folder in folders("parser") {
+        let bytes = fs::read(folder.join("Dockerfile")).unwrap();
+        let source = Source::new("Dockerfile", bytes).unwrap();
+        compare(&folder, "expected", &dump(&parse(&source)), &mut failures);
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn rejected() {
+    let mut failures = Vec::new();
+    for folder in folders("rejected") {
+        let bytes = fs::read(folder.join("Dockerfile")).unwrap();
+        let mut fixture = Fixture::default();
+        for line in fs::read_to_string(folder.join("args")).unwrap_or_default().lines() {
+            match line.split_once('=').unwrap() {
+                ("target", value) => fixture.target = Some(value.to_owned()),
+                ("build-arg", value) => {
+                    let (name, value) = value.split_once('=').unwrap();
+                    fixture.build_args.push((name.to_owned(), value.to_owned()));
+                }
+                (other, _) => panic!("{other}"),
+            }
+        }
+        let got = match Source::new("Dockerfile", bytes) {
+            Err(error) => format!("error: {error}\n"),
+            Ok(source) => {
+                let (source, _, result) = fixture.try_lower(source.text());
+                match result {
+                    Ok(_) => "nothing was wrong\n".to_owned(),
+                    Err(errors) => errors.iter().map(|e| e.render(&source)).collect::<Vec<_>>().join("\n"),
+                }
+            }
+        };
+        compare(&folder, "error", &got, &mut failures);
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// A line for each instruction: its lines in the file, the keyword as typed, and what it means.
+fn dump(parsed: &Parsed) -> String {
+    let mut out = String::new();
+    let file = &parsed.dockerfile;
+    let d = &file.directives;
+    if d.escape != '\\' {
+        let _ = writeln!(out, "escape {}", d.escape);
+    }
+    for (name, value) in [("syntax", &d.syntax), ("check", &d.check)] {
+        if let Some((value, _)) = value {
+            let _ = writeln!(out, "{name} {value}");
+        }
+    }
+    let lines = |span: kiln_frontend::Span| match (span.first_line, span.last_line) {
+        (first, last) if first == last => format!("{first}"),
+        (first, last) => format!("{first}-{last}"),
+    };
+    for (args, span) in &file.global_args {
+        let _ = writeln!(out, "{}: ARG {args:?}", lines(*span));
+    }
+    for stage in &file.stages {
+        let _ = write!(out, "{}: {} {:?}", lines(stage.span), stage.keyword, stage.base);
+        if let Some(name) = &stage.name {
+            let _ = write!(out, " as {name:?}");
+        }
+        if let Some(platform) = &stage.platform {
+            let _ = write!(out, " platform {platform:?}");
+        }
+        if let Some(comment) = &stage.comment {
+            let _ = write!(out, " comment {comment:?}");
+        }
+        out.push('\n');
+        for i in &stage.instructions {
+            let _ = writeln!(out, "{}: {} {:?}", lines(i.span), i.keyword, i.kind);
+        }
+    }
+    for d in &parsed.diagnostics {
+        let rule = d.rule.map_or("error", |r| r.name());
+        let _ = writeln!(out, "{}: ! {rule}: {}", d.span.map(lines).unwrap_or_default(), d.message);
+    }
+    out
+}
