@@ -63,7 +63,7 @@ class Kiln:
     def __init__(self, folder, mirror, program):
         self.program, self.root = program, os.path.join(folder, "store")
         config = os.path.join(folder, "kiln.toml")
-        pathlib.Path(config).write_text(f'[registries."docker.io"]\nmirrors = ["{mirror}"]\n')
+        pathlib.Path(config).write_text(f'[registry."docker.io"]\nmirrors = ["{mirror}"]\n')
         self.env = dict(os.environ, KILN_ROOT=self.root, KILN_CONFIG=config, HOME=folder)
 
     def forget(self, warm_up):

@@ -40,7 +40,7 @@ echo "registry at $host"
 export HOME=$work KILN_ROOT=$work/store KILN_CONFIG=$work/kiln.toml
 cat > "$KILN_CONFIG" << END
 # FROM debian:bookworm is docker.io/library/debian:bookworm, served from here:
-[registries."docker.io"]
+[registry."docker.io"]
 mirrors = ["$host"]
 END
 image=$host/demo/web:1

@@ -7,7 +7,7 @@ usage: lab.py bases [busybox] [debian]         make the base images (OCI layouts
        lab.py files DIR                        a file server for ADD of URLs
 
 Each server prints one line of JSON when it is ready and serves until its standard input ends. So it cannot outlive
-the test, script or person that started it, whatever kills that one.
+the test, script or person that started it, whatever kills that one. A registry and a dockerd remove their DIR then.
 
 The cache folder is $KILN_TEST_CACHE, else $XDG_CACHE_HOME/kiln-test, else ~/.cache/kiln-test. Removing it is safe.
 """
@@ -241,7 +241,7 @@ def start_registry(folder, seeds=(), auth=None, tls=False):
         config["http"]["tls"] = {"certificate": os.path.join(folder, "server.crt"), "key": os.path.join(folder, "server.key")}
     with open(os.path.join(folder, "config.yml"), "w") as f:
         json.dump(config, f)  # JSON is YAML
-    server = Server(start(["docker-registry", "serve", os.path.join(folder, "config.yml")], log))
+    server = Server(start(["docker-registry", "serve", os.path.join(folder, "config.yml")], log), [folder])
     wait_for("docker-registry", lambda: connects(port), server.child, log)
     for name in seeds:
         layout, tag = base(name)

@@ -17,8 +17,7 @@ htpasswd apache2-utils
 openssl openssl
 zstd zstd
 bzip2 bzip2
-xz xz-utils
-setfattr attr"
+xz xz-utils"
 static="musl-gcc musl-tools"
 
 have() { [[ $1 == /* ]] && [[ -e $1 ]] || PATH=$PATH:/usr/sbin:/sbin command -v "$1" > /dev/null; }

@@ -2,6 +2,14 @@
 //! that read what it made. One module a subject.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "this is a test program")]
 
+mod cache;
+mod cli;
 mod comparer;
+mod concurrency;
 mod conformance;
+mod errors;
+mod interop;
+mod interrupted;
+mod language;
+mod registry;
 mod support;

@@ -42,7 +42,7 @@ impl Home {
 
     /// Makes `host` a mirror of `docker.io`.
     pub(crate) fn mirror(&self, host: &str) {
-        self.settings(&format!("[registries.\"docker.io\"]\nmirrors = [\"{host}\"]\n"));
+        self.settings(&format!("[registry.\"docker.io\"]\nmirrors = [\"{host}\"]\n"));
     }
 
     /// Replaces kiln's configuration file.
@@ -86,7 +86,6 @@ impl Home {
         command
             .env("HOME", self.folder.path())
             .env("KILN_ROOT", self.store())
-            .env("KILN_CONFIG", self.path("config/kiln/kiln.toml"))
             .env("XDG_CONFIG_HOME", self.path("config"))
             .env("NO_COLOR", "1")
             .env("TMPDIR", self.folder.path())

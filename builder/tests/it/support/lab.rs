@@ -107,6 +107,11 @@ impl Registry {
         PathBuf::from(self.server.fact("ca").expect("a registry with TLS says its authority"))
     }
 
+    /// The folder of its storage.
+    pub(crate) fn storage(&self) -> PathBuf {
+        self.folder.path().join("storage")
+    }
+
     /// The requests it served so far whose path begins with `/v2/REPOSITORY/`, as `METHOD path status`.
     pub(crate) fn requests(&self, repository: &str) -> Vec<String> {
         let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();

@@ -1,0 +1,261 @@
+//! Push and pull against Debian's `docker-registry`: plain, with passwords, with TLS; what is sent and what is not.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::support::home::{Home, finish};
+use crate::support::lab::{self, Registry, RegistryOptions};
+use crate::support::skip::needs;
+
+/// The uploads that one command caused: `POST`s that began one and `PATCH`es or `PUT`s that sent bytes.
+fn uploads(requests: &[String]) -> Vec<&String> {
+    requests.iter().filter(|r| r.contains("/blobs/uploads/") && !r.starts_with("GET")).collect()
+}
+
+fn manifest(host: &str, repository: &str, tag: &str) -> Value {
+    let accept = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
+    let url = format!("http://{host}/v2/{repository}/manifests/{tag}");
+    let client = reqwest::blocking::Client::builder().no_proxy().build().unwrap();
+    let response = client.get(url).header("accept", accept).send().unwrap();
+    assert!(response.status().is_success(), "{response:?}");
+    response.json().unwrap()
+}
+
+#[test]
+fn a_pushed_image_comes_back_the_same() {
+    let host = lab::registry().host();
+    let name = format!("{host}/push/round:1");
+    let home = Home::new();
+    home.build(&name, "FROM busybox\nRUN echo hello > /hello\nENV A=b\nCMD [\"cat\", \"/hello\"]\n").ok();
+    home.run(["push", &name]).ok();
+    let before = home.run(["inspect", &name]).ok().json();
+    let other = Home::new();
+    other.run(["pull", &name]).ok();
+    let after = other.run(["inspect", &name]).ok().json();
+    for key in ["Id", "Architecture", "Os", "Config", "RootFS"] {
+        assert_eq!(before[0][key], after[0][key], "{key}");
+        assert!(!before[0][key].is_null(), "{key}");
+    }
+    let layers = manifest(host, "push/round", "1")["layers"].as_array().unwrap().len();
+    assert_eq!(layers, 2);
+    // What was pulled is a base like any other, by tag and by digest.
+    other.build("child", &format!("FROM {name}\nRUN grep hello /hello\n")).ok();
+    let digest = other.run(["inspect", &name]).ok().json()[0]["RepoDigests"][0].as_str().unwrap().to_owned();
+    assert!(digest.starts_with(&format!("{host}/push/round@sha256:")), "{digest}");
+    Home::new().build("child", &format!("FROM {digest}\nRUN grep hello /hello\n")).ok();
+}
+
+#[test]
+fn build_pushes_every_tag() {
+    let host = lab::registry().host();
+    let home = Home::new();
+    let context = home.context("c", "FROM busybox\nRUN echo x > /x\n");
+    let (one, two) = (format!("{host}/push/tags:1"), format!("{host}/push/tags:2"));
+    home.run(["build", "--push", "-t", &one, "-t", &two, context.to_str().unwrap()]).ok();
+    assert_eq!(manifest(host, "push/tags", "1"), manifest(host, "push/tags", "2"));
+}
+
+#[test]
+fn blobs_that_exist_are_not_sent_again() {
+    let registry = lab::registry();
+    let name = format!("{}/push/again:1", registry.host());
+    let home = Home::new();
+    home.build(&name, "FROM busybox\nRUN head -c 100000 /dev/urandom > /r\n").ok();
+    home.run(["push", &name]).ok();
+    let first = registry.requests("push/again");
+    assert!(!uploads(&first).is_empty(), "{first:#?}");
+    home.run(["push", &name]).ok();
+    let second = registry.requests("push/again").split_off(first.len());
+    assert!(uploads(&second).is_empty(), "{second:#?}");
+    // One layer more: that layer and a configuration are sent, nothing else.
+    home.build(&name, "FROM busybox\nRUN head -c 100000 /dev/urandom > /r\nRUN echo more > /more\n").ok();
+    let before = registry.requests("push/again").len();
+    home.run(["push", &name]).ok();
+    let third = registry.requests("push/again").split_off(before);
+    let sent = third.iter().filter(|r| r.starts_with("PUT") && r.contains("/blobs/uploads/")).count();
+    assert_eq!(sent, 2, "{third:#?}");
+}
+
+#[test]
+fn a_base_of_the_same_registry_is_mounted_not_sent() {
+    let registry = Registry::start(&RegistryOptions { seeds: &["busybox"], ..RegistryOptions::default() });
+    let host = registry.host();
+    let home = Home::offline();
+    let context = home.context("c", &format!("FROM {host}/library/busybox\nCOPY Dockerfile /\n"));
+    let name = format!("{host}/other/repo:1");
+    home.run(["build", "--push", "-t", &name, context.to_str().unwrap()]).ok();
+    let base = manifest(host, "library/busybox", "latest")["layers"][0]["digest"].as_str().unwrap().to_owned();
+    let pushed = manifest(host, "other/repo", "1");
+    assert_eq!(pushed["layers"][0]["digest"], json!(base), "the base layer is kept as it was");
+    let requests = registry.requests("other/repo");
+    let mount = format!("mount={}", base.replace(':', "%3A"));
+    let mounted = |r: &&String| (r.contains(&mount) || r.contains(&format!("mount={base}"))) && r.ends_with("201");
+    assert!(requests.iter().any(|r| mounted(&r)), "{requests:#?}");
+    // Nothing needed the base's files: its layer was never fetched.
+    let fetched: Vec<String> = registry.requests("library/busybox");
+    assert!(!fetched.iter().any(|r| r.starts_with("GET") && r.contains(&base)), "{fetched:#?}");
+    // And the image is whole.
+    Home::offline().build("child", &format!("FROM {name}\nRUN test -f /Dockerfile\n")).ok();
+}
+
+#[test]
+fn a_base_of_another_registry_is_sent_as_it_was() {
+    let target = Registry::start(&RegistryOptions::default());
+    let name = format!("{}/moved/image:1", target.host());
+    let home = Home::new();
+    home.build(&name, "FROM busybox\nCOPY Dockerfile /\n").ok();
+    home.run(["push", &name]).ok();
+    let base = &manifest(lab::registry().host(), "library/busybox", "latest")["layers"][0]["digest"];
+    assert_eq!(&manifest(target.host(), "moved/image", "1")["layers"][0]["digest"], base);
+    Home::offline().build("child", &format!("FROM {name}\nRUN test -f /Dockerfile\n")).ok();
+}
+
+#[test]
+fn passwords_are_asked_for_kept_and_forgotten() {
+    if !needs("registry::passwords_are_asked_for_kept_and_forgotten", "htpasswd") {
+        return;
+    }
+    let registry = Registry::start(&RegistryOptions { auth: Some("kiln:secret word"), ..RegistryOptions::default() });
+    let host = registry.host();
+    let name = format!("{host}/private/image:1");
+    let home = Home::new();
+    home.build(&name, "FROM busybox\nRUN echo private > /p\n").ok();
+    home.run(["push", &name]).fails(4);
+    let outcome = home.run_with_input(["login", "--username", "kiln", "--password-stdin", host], "secret word\n").ok();
+    assert!(outcome.stdout.contains("Login Succeeded"), "{outcome:?}");
+    let file = home.path(".docker/config.json");
+    let kept: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert!(kept["auths"][host]["auth"].is_string(), "{kept}");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    home.run(["push", &name]).ok();
+    home.run(["rmi", &name]).ok();
+    home.run(["pull", &name]).ok();
+    home.run(["logout", host]).ok();
+    home.run(["pull", &name]).fails(4);
+    // What another tool's file holds besides is kept.
+    home.write(".docker/config.json", "{\"auths\":{\"other.example\":{\"auth\":\"YTpi\"}},\"psFormat\":\"x\"}");
+    home.run_with_input(["login", "-u", "kiln", "--password-stdin", host], "secret word").ok();
+    let kept: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert_eq!(kept["psFormat"], "x");
+    assert_eq!(kept["auths"]["other.example"]["auth"], "YTpi");
+}
+
+#[test]
+fn a_credential_helper_is_asked() {
+    if !needs("registry::a_credential_helper_is_asked", "htpasswd") {
+        return;
+    }
+    let registry = Registry::start(&RegistryOptions { auth: Some("helped:by helper"), ..RegistryOptions::default() });
+    let host = registry.host();
+    let home = Home::new();
+    let script = "#!/bin/sh\nread -r server\n[ \"$1\" = get ] || exit 1\n\
+                  echo \"{\\\"ServerURL\\\":\\\"$server\\\",\\\"Username\\\":\\\"helped\\\",\\\"Secret\\\":\\\"by helper\\\"}\"\n";
+    let helper = home.write("bin/docker-credential-kiln-test", script);
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", home.path("bin").display(), std::env::var("PATH").unwrap());
+    let name = format!("{host}/helped/image:1");
+    home.build(&name, "FROM busybox\nRUN echo x > /x\n").ok();
+    for config in [format!("{{\"credHelpers\":{{\"{host}\":\"kiln-test\"}}}}"), "{\"credsStore\":\"kiln-test\"}".to_owned()] {
+        home.write(".docker/config.json", config);
+        finish(home.command().env("PATH", &path).args(["push", &name])).ok();
+    }
+}
+
+#[test]
+fn tls_with_a_private_authority() {
+    if !needs("registry::tls_with_a_private_authority", "openssl") {
+        return;
+    }
+    let registry = Registry::start(&RegistryOptions { seeds: &[], tls: true, ..RegistryOptions::default() });
+    // A name, not an address of the loopback: for those plain http is tried as well.
+    let host = registry.host().replace("127.0.0.1", "localhost");
+    let name = format!("{host}/tls/image:1");
+    let home = Home::new();
+    home.build(&name, "FROM busybox\nRUN echo tls > /tls\n").ok();
+    home.run(["push", &name]).fails(4).says(&["certificate"]);
+    home.settings(&format!("[registry.\"{host}\"]\nca-file = \"{}\"\n", registry.ca().display()));
+    home.run(["push", &name]).ok();
+    home.run(["rmi", &name]).ok();
+    home.run(["pull", &name]).ok();
+    home.settings(&format!("[registry.\"{host}\"]\ninsecure-skip-verify = true\n"));
+    home.run(["pull", &name]).ok();
+}
+
+#[test]
+fn a_mirror_that_fails_is_passed_over() {
+    let home = Home::offline();
+    let host = lab::registry().host();
+    home.settings(&format!("[registry.\"docker.io\"]\nmirrors = [\"127.0.0.1:1\", \"{host}\"]\n"));
+    home.build("x", "FROM busybox\nRUN true\n").ok();
+    // A mirror of a registry that isn't there, for images of that registry.
+    let home = Home::offline();
+    home.settings(&format!("[registry.\"registry.invalid\"]\nmirrors = [\"{host}\"]\n"));
+    home.build("x", "FROM registry.invalid/library/busybox:latest\nRUN true\n").ok();
+}
+
+/// An index with two platforms and Docker's media types: the host's platform is taken.
+#[test]
+fn an_index_gives_the_platform_of_the_host() {
+    let registry = lab::registry();
+    let host = registry.host();
+    let client = reqwest::blocking::Client::builder().no_proxy().build().unwrap();
+    let put = |repository: &str, name: &str, kind: &str, body: &Value| {
+        let url = format!("http://{host}/v2/{repository}/manifests/{name}");
+        let response = client.put(url).header("content-type", kind).body(body.to_string()).send().unwrap();
+        let status = response.status();
+        assert!(status.is_success(), "{status} {:?}", response.text());
+    };
+    let oci = "application/vnd.oci.image.manifest.v1+json";
+    // The image of the other platform has no file that this host could run; taking it would fail.
+    let layout = Home::offline();
+    layout.build("arm", "FROM scratch\nLABEL other=platform\n").ok();
+    let other = format!("{host}/multi/image:other");
+    layout.run(["tag", "arm", &other]).ok();
+    layout.run(["push", &other]).ok();
+    let copied = Command::new("skopeo")
+        .args(["copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false"])
+        .args([format!("docker://{host}/library/busybox:latest"), format!("docker://{host}/multi/image:own")])
+        .status();
+    assert!(copied.unwrap().success());
+    let describe = |tag: &str, architecture: &str| {
+        let url = format!("http://{host}/v2/multi/image/manifests/{tag}");
+        let response = client.get(url).header("accept", oci).send().unwrap();
+        let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
+        let digest = response.headers()["docker-content-digest"].to_str().unwrap().to_owned();
+        let size = response.bytes().unwrap().len();
+        json!({"mediaType": kind, "digest": digest, "size": size, "platform": {"os": "linux", "architecture": architecture}})
+    };
+    for (name, kind) in [
+        ("oci", "application/vnd.oci.image.index.v1+json"),
+        ("docker", "application/vnd.docker.distribution.manifest.list.v2+json"),
+    ] {
+        let foreign = if cfg!(target_arch = "aarch64") { "amd64" } else { "arm64" };
+        let native = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+        let list = [describe("other", foreign), describe("own", native)];
+        put("multi/image", name, kind, &json!({"schemaVersion": 2, "mediaType": kind, "manifests": list}));
+        Home::offline().build("x", &format!("FROM {host}/multi/image:{name}\nRUN true\n")).ok();
+    }
+}
+
+/// Images of Docker's own media types are bases as well.
+#[test]
+fn a_docker_manifest_is_a_base() {
+    if !needs("registry::a_docker_manifest_is_a_base", "skopeo") {
+        return;
+    }
+    let host = lab::registry().host();
+    let copied = Command::new("skopeo")
+        .args(["copy", "-q", "--format", "v2s2", "--src-tls-verify=false", "--dest-tls-verify=false"])
+        .args([format!("docker://{host}/library/busybox:latest"), format!("docker://{host}/schema/docker:2")])
+        .status();
+    assert!(copied.unwrap().success());
+    assert_eq!(manifest(host, "schema/docker", "2")["mediaType"], "application/vnd.docker.distribution.manifest.v2+json");
+    let home = Home::offline();
+    let name = format!("{host}/schema/child:1");
+    home.build(&name, &format!("FROM {host}/schema/docker:2\nRUN echo x > /x\n")).ok();
+    home.run(["push", &name]).ok();
+    Home::offline().build("grandchild", &format!("FROM {name}\nRUN grep x /x\n")).ok();
+}
