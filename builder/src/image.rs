@@ -16,7 +16,7 @@ pub struct NewLayer {
 /// The configuration of the built image.
 ///
 /// Times follow BuildKit's `normalizeLayersAndHistory`: a layer's entry has the time when the layer was made, any other
-/// that of the layer before it (or, before the first new layer, of that one); so a build of which every step was cached
+/// that of the first layer after the first gap, or of the one before it; so a build of which every step was cached
 /// gives the same bytes again. `now` counts only when there is no layer at all.
 pub fn complete(template: &ImageTemplate, layers: &[NewLayer], now: &str) -> ImageConfig {
     let mut config = template.config.clone();
@@ -92,7 +92,7 @@ mod tests {
         let layer = |created: &str| NewLayer { diff_id: DiffId::new(Digest::of(created.as_bytes())), created: created.to_owned() };
         // base history, new entries (true = empty), times of new layers, expected times
         let rows: [(&[Option<&str>], &[bool], &[&str], &[&str]); 4] = [
-            (&[Some("1")], &[false, true, false], &["5", "7"], &["1", "5", "5", "7"]),
+            (&[Some("1")], &[false, true, false], &["5", "7"], &["1", "5", "7", "7"]),
             (&[Some("1")], &[true, false, true], &["5"], &["1", "5", "5", "5"]),
             (&[Some("1")], &[true], &[], &["1", "1"]),
             (&[], &[true, true], &[], &["now", "now"]),

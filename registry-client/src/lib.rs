@@ -27,7 +27,7 @@ mod transport;
 mod upload;
 
 pub use client::{Client, ManifestName, Pushed};
-pub use credentials::{CredentialStore, Credentials};
+pub use credentials::{CredentialError, CredentialStore, Credentials, Kept};
 pub use error::{Error, ErrorKind};
 pub use options::{Mirror, Options, RegistryOptions, RetryPolicy, Warning, Warnings};
 pub use repository::Repository;
