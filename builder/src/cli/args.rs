@@ -403,8 +403,22 @@ pub(crate) struct CompletionArgs {
 
 /// Switches that docker's parser also takes as `--switch=true` and `--switch=false`.
 const SWITCHES: &[&str] = &[
-    "no-cache", "pull", "push", "load", "quiet", "rm", "force-rm", "compress", "squash", "all", "digests", "no-trunc", "force",
-    "debug", "password-stdin", "dry-run",
+    "no-cache",
+    "pull",
+    "push",
+    "load",
+    "quiet",
+    "rm",
+    "force-rm",
+    "compress",
+    "squash",
+    "all",
+    "digests",
+    "no-trunc",
+    "force",
+    "debug",
+    "password-stdin",
+    "dry-run",
 ];
 
 /// Understands the command line, the program's name first.
@@ -467,7 +481,9 @@ mod tests {
             ("-f one -f two .", |a| a.file.as_deref() == Some("two".as_ref())),
             ("-qt a .", |a| a.quiet && a.tag == ["a"]),
             (". --build-arg A=1 --build-arg B", |a| a.build_arg == ["A=1", "B"]),
-            ("--rm=true --force-rm -m 512m --memory-swap -1 .", |a| a.ignored.given() == ["--rm", "--force-rm", "--memory", "--memory-swap"]),
+            ("--rm=true --force-rm -m 512m --memory-swap -1 .", |a| {
+                a.ignored.given() == ["--rm", "--force-rm", "--memory", "--memory-swap"]
+            }),
             ("--rm=false .", |a| a.ignored.given().is_empty()),
             ("--progress=plain -", |a| a.progress == Some(Mode::Plain) && a.context == "-"),
             ("-o type=oci,dest=x.tar .", |a| a.output == ["type=oci,dest=x.tar"]),

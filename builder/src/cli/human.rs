@@ -162,10 +162,21 @@ mod tests {
 
     #[test]
     fn typed_sizes_and_durations() {
-        for (text, want) in [("64m", Some(64 << 20)), ("1g", Some(1 << 30)), ("1.5k", Some(1536)), ("7", Some(7)), ("2GiB", Some(2 << 30)), ("x", None), ("", None), ("5q", None)] {
+        for (text, want) in [
+            ("64m", Some(64 << 20)),
+            ("1g", Some(1 << 30)),
+            ("1.5k", Some(1536)),
+            ("7", Some(7)),
+            ("2GiB", Some(2 << 30)),
+            ("x", None),
+            ("", None),
+            ("5q", None),
+        ] {
             assert_eq!(parse_size(text), want, "{text}");
         }
-        for (text, want) in [("24h", Some(86_400)), ("1h30m", Some(5400)), ("7d", Some(604_800)), ("5", None), ("", None), ("h", None)] {
+        for (text, want) in
+            [("24h", Some(86_400)), ("1h30m", Some(5400)), ("7d", Some(604_800)), ("5", None), ("", None), ("h", None)]
+        {
             assert_eq!(parse_duration(text), want.map(Duration::from_secs), "{text}");
         }
     }

@@ -33,7 +33,7 @@ pub(crate) enum Failure {
     Kiln(#[from] Error),
     /// The credentials.
     #[error(transparent)]
-    Credentials(#[from] kiln_registry_client::CredentialError),
+    Credentials(#[from] kiln_registry_client::credentials::CredentialError),
     /// No image of that name or id.
     #[error("no such image: {0}")]
     NoSuchImage(String),
@@ -60,6 +60,16 @@ pub(crate) enum Failure {
     /// Nobody reads standard output any more, which is no reason to complain.
     #[error("standard output is closed")]
     ClosedPipe,
+    /// The folder that `COPY` takes its files from.
+    #[error("unable to prepare context: path \"{}\" {}", path.display(), if cause.kind() == io::ErrorKind::NotFound { "not found" } else { "can't be used" })]
+    Context {
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
+    /// SIGINT or SIGTERM.
+    #[error("interrupted by {}", if *terminated { "SIGTERM" } else { "SIGINT" })]
+    Interrupted { terminated: bool },
     /// The user said no.
     #[error("not confirmed")]
     Declined,
@@ -82,8 +92,11 @@ impl Failure {
             Failure::Usage { .. } | Failure::Settings(_) | Failure::Template(_) => Exit::Usage,
             Failure::Kiln(error) => error.kind().into(),
             Failure::Credentials(_) => Exit::Registry,
+            Failure::Interrupted { terminated: false } => Exit::Interrupted,
+            Failure::Interrupted { terminated: true } => Exit::Terminated,
             Failure::NoSuchImage(_)
             | Failure::Conflict { .. }
+            | Failure::Context { .. }
             | Failure::Write { .. }
             | Failure::Read { .. }
             | Failure::Stdout(_)

@@ -28,7 +28,9 @@ pub(crate) enum TemplateError {
     #[error("template has `{{{{` without `}}}}`")]
     Unclosed,
     /// Go may know it, kiln doesn't.
-    #[error("template action `{{{{{0}}}}}` is not supported: kiln knows `{{{{.Field}}}}`, `{{{{json .Field}}}}`, `{{{{upper .Field}}}}` and `{{{{lower .Field}}}}`")]
+    #[error(
+        "template action `{{{{{0}}}}}` is not supported: kiln knows `{{{{.Field}}}}`, `{{{{json .Field}}}}`, `{{{{upper .Field}}}}` and `{{{{lower .Field}}}}`"
+    )]
     Unsupported(String),
     /// The row has no such field.
     #[error("template names `.{0}`, which isn't a field here")]

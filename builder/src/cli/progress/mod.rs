@@ -76,7 +76,7 @@ pub(crate) struct Style {
 pub(crate) struct Summary {
     /// The tasks that failed.
     pub(crate) failed: Vec<FailedTask>,
-    /// Warnings that belong to no task.
+    /// Warnings that were not shown.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -107,13 +107,14 @@ fn watch(mode: Mode, style: &Style, events: &Receiver<Event>) -> Summary {
         Mode::Quiet => {
             let mut trace = Trace::new(TAIL_LINES);
             events.iter().for_each(|event| trace.apply(&event));
-            summary(trace)
+            Summary { failed: trace.failed(), warnings: trace.warnings }
         }
     }
 }
 
-fn summary(trace: Trace) -> Summary {
-    Summary { failed: trace.failed(), warnings: trace.warnings }
+/// What is left to say after a display that showed the warnings as they came.
+fn summary(trace: &Trace) -> Summary {
+    Summary { failed: trace.failed(), warnings: Vec::new() }
 }
 
 fn watch_plain(events: &Receiver<Event>) -> Summary {
@@ -136,7 +137,7 @@ fn watch_plain(events: &Receiver<Event>) -> Summary {
     }
     plain.finish(&trace, clock.elapsed(), &mut out);
     write_stderr(&mut out);
-    summary(trace)
+    summary(&trace)
 }
 
 fn watch_raw_json(events: &Receiver<Event>) -> Summary {
@@ -148,7 +149,7 @@ fn watch_raw_json(events: &Receiver<Event>) -> Summary {
         raw_json::write(&event, &trace, zero, &mut out);
         write_stderr(&mut out);
     }
-    summary(trace)
+    summary(&trace)
 }
 
 fn watch_tty(style: &Style, events: &Receiver<Event>) -> Summary {
@@ -177,7 +178,7 @@ fn watch_tty(style: &Style, events: &Receiver<Event>) -> Summary {
     }
     painter.paint(&tty::frame(&trace, clock.elapsed(), terminal_size(), style, true), &mut out);
     write_stderr(&mut out);
-    summary(trace)
+    summary(&trace)
 }
 
 fn terminal_size() -> tty::Size {

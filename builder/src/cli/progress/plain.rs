@@ -25,6 +25,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 pub(crate) struct Plain {
     shown: Option<TaskId>,
     lanes: BTreeMap<TaskId, Lane>,
+    /// Lines that belong to no task.
+    notes: Vec<u8>,
     started_writing: bool,
 }
 
@@ -60,6 +62,9 @@ enum Begins {
 impl Plain {
     /// Takes in one event that `trace` knows already.
     pub(crate) fn apply(&mut self, event: &Event, trace: &Trace) {
+        if let Event::Warning { task: None, message } = event {
+            message.lines().for_each(|line| write_line(&mut self.notes, &format!("WARN: {line}")));
+        }
         let Some((id, at)) = place(event) else { return };
         let Some(task) = trace.get(id) else { return };
         let lane = self.lanes.entry(id).or_default();
@@ -105,6 +110,10 @@ impl Plain {
 
     /// Appends to `out` what is to be written at `now`.
     pub(crate) fn write(&mut self, trace: &Trace, now: Duration, out: &mut Vec<u8>) {
+        if !self.notes.is_empty() {
+            self.break_line(out);
+            out.append(&mut self.notes);
+        }
         let before = self.shown;
         let ended_at = |id: TaskId| trace.get(id).and_then(|task| task.ended.as_ref()).map(|(at, _)| *at);
         let updated = || self.lanes.iter().filter(|(_, lane)| lane.updated).map(|(id, _)| *id);
@@ -163,11 +172,17 @@ impl Plain {
         for id in waiting {
             self.show(id, trace, out);
         }
+        self.break_line(out);
+    }
+
+    /// Ends the line of a log that the screen may be in the middle of.
+    fn break_line(&mut self, out: &mut Vec<u8>) {
         if let Some(lane) = self.shown.and_then(|id| self.lanes.get_mut(&id))
             && lane.screen_open
         {
             out.push(b'\n');
             lane.screen_open = false;
+            lane.open &= !lane.queue.is_empty();
         }
     }
 
@@ -175,12 +190,8 @@ impl Plain {
         let Some(task) = trace.get(id) else { return };
         if self.shown != Some(id) {
             if let Some(old) = self.shown {
+                self.break_line(out);
                 if let Some(lane) = self.lanes.get_mut(&old) {
-                    if lane.screen_open {
-                        out.push(b'\n');
-                        lane.screen_open = false;
-                        lane.open &= !lane.queue.is_empty();
-                    }
                     lane.count = 0;
                 }
                 write_line(out, &format!("#{} ...", old.0));

@@ -115,9 +115,7 @@ impl Trace {
     /// The tasks that failed, in the order in which they began.
     pub(crate) fn failed(&self) -> Vec<FailedTask> {
         let failed = self.tasks.iter().filter(|task| matches!(task.ended, Some((_, Outcome::Failed(_)))));
-        failed
-            .map(|task| FailedTask { name: task.name.clone(), dropped: task.tail.dropped, lines: task.tail.lines() })
-            .collect()
+        failed.map(|task| FailedTask { name: task.name.clone(), dropped: task.tail.dropped, lines: task.tail.lines() }).collect()
     }
 }
 

@@ -54,10 +54,7 @@ pub(crate) fn frame(trace: &Trace, now: Duration, size: Size, style: &Style, las
             ended: status.done || task.ended.is_some(),
             paint: if status.done { Paint::Done } else { Paint::None },
         }));
-        for warning in &task.warnings {
-            let text = format!(" => WARN: {}", visible(warning.as_bytes()));
-            rows.push(Row { text, amount: String::new(), elapsed: Some(Duration::ZERO), ended: true, paint: Paint::Canceled });
-        }
+        rows.extend(task.warnings.iter().map(|warning| warning_row(warning)));
         if task.ended.is_none() && !last {
             let window = style.log_window.min(free.saturating_sub(3));
             let lines: Vec<Row> = task.tail.last(window).map(log_row).collect();
@@ -65,6 +62,7 @@ pub(crate) fn frame(trace: &Trace, now: Duration, size: Size, style: &Style, las
             rows.extend(lines);
         }
     }
+    rows.extend(trace.warnings.iter().map(|warning| warning_row(warning)));
     if !last {
         cut_to_height(&mut rows, room);
     }
@@ -87,6 +85,11 @@ fn task_row(task: &TaskState, now: Duration) -> Row {
     };
     let text = format!(" => {word}{}", visible(task.name.replace(['\n', '\t'], " ").as_bytes()));
     Row { text, amount: String::new(), elapsed: Some(task.elapsed(now)), ended: task.ended.is_some(), paint }
+}
+
+fn warning_row(warning: &str) -> Row {
+    let text = format!(" => WARN: {}", visible(warning.as_bytes()));
+    Row { text, amount: String::new(), elapsed: Some(Duration::ZERO), ended: true, paint: Paint::Canceled }
 }
 
 fn log_row(line: &[u8]) -> Row {

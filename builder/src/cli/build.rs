@@ -1,0 +1,417 @@
+//! Hides how the flags of `kiln build` become a request, and what is written when the build is over.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IsTerminal as _, Read, Write as _};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use kiln::build::{BuildOutcome, build};
+use kiln::error::{Error, StepError};
+use kiln::request::{ArchiveFormat, BuildRequest, Caching, ContextSource, DockerfileSource, LanguageOptions, Output};
+use kiln_frontend::graph::NetworkMode;
+use kiln_oci::platform::Platform;
+use kiln_oci::reference::Reference;
+use serde_json::{Map, Value, json};
+
+use super::args::BuildArgs;
+use super::environment::Environment;
+use super::exit::Exit;
+use super::human;
+use super::progress::Mode;
+use super::report::{Failure, warn, write_stdout};
+use super::session::Session;
+
+/// A Dockerfile on standard input may not be larger.
+const LARGEST_DOCKERFILE: u64 = 16 << 20;
+
+/// The predefined proxy arguments, of which each has a lower-case twin (Dockerfile reference, "Predefined ARGs").
+const PROXY_ARGS: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
+
+/// Runs `kiln build`.
+pub(crate) fn run(session: &Session, args: &BuildArgs) -> Exit {
+    let report = session.report(true);
+    let prepared = prepare(session, args);
+    let (mode, request) = match prepared {
+        Ok(prepared) => prepared,
+        Err(failure) => return report.failure(&failure, &super::progress::Summary::default()),
+    };
+    if mode != Mode::Quiet {
+        for flag in args.ignored.given() {
+            warn(&format!("{flag} has no effect: kiln accepts it for compatibility with docker build"));
+        }
+    }
+    let (result, summary) = session.work("Building", mode, |engine| Ok(build(engine, &request)?));
+    let finished = match &result {
+        Ok(outcome) => finish(args, mode, &request, outcome),
+        Err(Failure::Kiln(error)) => write_failed_metadata(args, error),
+        Err(_) => Ok(()),
+    };
+    match result.and_then(|outcome| finished.map(|()| outcome)) {
+        Ok(outcome) => {
+            let lints: &[_] = if mode == Mode::Quiet { &[] } else { &outcome.warnings };
+            report.success(&summary, lints, Some(&outcome.source));
+            Exit::Success
+        }
+        Err(failure) => report.failure(&failure, &summary),
+    }
+}
+
+fn prepare(session: &Session, args: &BuildArgs) -> Result<(Mode, BuildRequest), Failure> {
+    let mode = session.mode(args.progress, args.quiet)?;
+    let request = request(args, &session.environment, &mut io::stdin(), SystemTime::now())?;
+    if request.outputs.iter().any(|output| output.dest.is_none()) && io::stdout().is_terminal() {
+        return Err(Failure::usage_hint(
+            "refusing to write an archive to the terminal",
+            "use `--output type=oci,dest=FILE`, or redirect standard output",
+        ));
+    }
+    // A result of an earlier build must not be taken for that of a failed one.
+    for file in [&args.iidfile, &args.metadata_file].into_iter().flatten() {
+        if std::fs::symlink_metadata(file).is_ok_and(|kind| kind.is_file()) {
+            std::fs::remove_file(file).map_err(|cause| Failure::Write { path: file.clone(), cause })?;
+        }
+    }
+    Ok((mode, request))
+}
+
+/// What the flags mean.
+fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, now: SystemTime) -> Result<BuildRequest, Failure> {
+    let (context, dockerfile) = sources(args, stdin)?;
+    let (mut build_args, mut labels) = (Vec::new(), Vec::new());
+    for arg in &args.build_arg {
+        match arg.split_once('=') {
+            Some(("", _)) => return Err(Failure::usage(format!("invalid build argument `{arg}`: it has no name"))),
+            Some((key, value)) => set(&mut build_args, key, value),
+            // A bare name takes the value of the environment; where there is none, the argument isn't set.
+            None => environment.exact(arg).into_iter().for_each(|value| set(&mut build_args, arg, &value)),
+        }
+    }
+    for label in &args.label {
+        let (key, value) = label.split_once('=').unwrap_or((label, ""));
+        set(&mut labels, key, value);
+    }
+    const EPOCH: &str = "SOURCE_DATE_EPOCH";
+    if let Some(value) = environment.text(EPOCH)
+        && !build_args.iter().any(|(key, _)| key == EPOCH)
+    {
+        build_args.push((EPOCH.to_owned(), value));
+    }
+    let clock = match build_args.iter().find(|(key, value)| key == EPOCH && !value.is_empty()) {
+        Some((_, value)) => {
+            let seconds =
+                value.parse().map_err(|_| Failure::usage(format!("invalid {EPOCH} `{value}`: it is a number of seconds")))?;
+            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+        }
+        None => now,
+    };
+    let proxies = PROXY_ARGS.iter().flat_map(|name| [(*name).to_owned(), name.to_lowercase()]);
+    let proxy_args = proxies.filter_map(|name| environment.text(&name).map(|value| (name, value))).collect();
+
+    let mut exports = Exports { push: args.push, ..Exports::default() };
+    for tag in &args.tag {
+        exports.name(tag)?;
+    }
+    for output in &args.output {
+        exports.output(output)?;
+    }
+    if exports.push && exports.tags.is_empty() {
+        return Err(Failure::usage_hint("a name is needed to push the image", "use `--tag NAME`"));
+    }
+    Ok(BuildRequest {
+        context,
+        dockerfile,
+        language: LanguageOptions {
+            build_args,
+            target: args.target.clone(),
+            labels,
+            platform: platform(args, environment)?,
+            proxy_args,
+            network: network(args.network.as_deref())?,
+        },
+        caching: Caching { disabled: args.no_cache, disabled_stages: args.no_cache_filter.clone(), pull: args.pull },
+        extra_hosts: args.add_host.iter().map(|text| extra_host(text)).collect::<Result<_, _>>()?,
+        shm_size: args
+            .shm_size
+            .as_deref()
+            .map(|text| human::parse_size(text).ok_or_else(|| Failure::usage(format!("invalid size `{text}` for --shm-size"))))
+            .transpose()?,
+        tags: exports.tags,
+        push: exports.push,
+        outputs: exports.outputs,
+        clock,
+    })
+}
+
+/// The last value of a key counts, in the place of the first.
+fn set(pairs: &mut Vec<(String, String)>, key: &str, value: &str) {
+    match pairs.iter_mut().find(|(known, _)| known == key) {
+        Some((_, old)) => value.clone_into(old),
+        None => pairs.push((key.to_owned(), value.to_owned())),
+    }
+}
+
+fn sources(args: &BuildArgs, stdin: &mut dyn Read) -> Result<(ContextSource, DockerfileSource), Failure> {
+    let from_stdin = |file: &OsStr| file == "-";
+    let file = args.file.as_deref();
+    if args.context == "-" {
+        if let Some(file) = file {
+            let shown = Path::new(file).display();
+            return Err(Failure::usage(format!("cannot use `-f {shown}` when the Dockerfile comes from standard input")));
+        }
+        let bytes = read_dockerfile(stdin)?;
+        if is_archive(&bytes) {
+            return Err(Failure::usage_hint(
+                "a build context as an archive on standard input is not supported yet",
+                "unpack it and name the folder",
+            ));
+        }
+        return Ok((ContextSource::Empty, DockerfileSource::Bytes(bytes)));
+    }
+    let folder = PathBuf::from(&args.context);
+    if args.context.to_str().is_some_and(is_remote) && !folder.exists() {
+        return Err(Failure::usage_hint(
+            format!("build contexts from elsewhere are not supported yet: {}", folder.display()),
+            "clone or download it and name the folder",
+        ));
+    }
+    let kind = std::fs::metadata(&folder).map_err(|cause| Failure::Context { path: folder.clone(), cause })?;
+    if !kind.is_dir() {
+        return Err(Failure::Context { path: folder, cause: io::ErrorKind::NotADirectory.into() });
+    }
+    let dockerfile = match file {
+        None => DockerfileSource::Default,
+        Some(file) if from_stdin(file) => DockerfileSource::Bytes(read_dockerfile(stdin)?),
+        Some(file) => DockerfileSource::Path(file.into()),
+    };
+    Ok((ContextSource::Folder(folder), dockerfile))
+}
+
+fn read_dockerfile(stdin: &mut dyn Read) -> Result<Vec<u8>, Failure> {
+    let read_error = |cause| Failure::Read { what: "the Dockerfile from standard input", cause };
+    let mut bytes = Vec::new();
+    stdin.take(LARGEST_DOCKERFILE + 1).read_to_end(&mut bytes).map_err(read_error)?;
+    if bytes.len() as u64 > LARGEST_DOCKERFILE && !is_archive(&bytes) {
+        return Err(read_error(io::ErrorKind::FileTooLarge.into()));
+    }
+    Ok(bytes)
+}
+
+/// Whether it begins as gzip, bzip2, xz, zstd or tar do.
+fn is_archive(bytes: &[u8]) -> bool {
+    let magics: [&[u8]; 4] = [b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
+    magics.iter().any(|magic| bytes.starts_with(magic)) || bytes.get(257..262) == Some(b"ustar")
+}
+
+fn is_remote(context: &str) -> bool {
+    ["http://", "https://", "git://", "ssh://", "git@", "github.com/"].iter().any(|prefix| context.starts_with(prefix))
+}
+
+fn platform(args: &BuildArgs, environment: &Environment) -> Result<Platform, Failure> {
+    let wanted: Vec<String> = match args.platform.is_empty() {
+        false => args.platform.iter().flat_map(|text| text.split(',')).map(str::to_owned).collect(),
+        true => environment.text("DOCKER_DEFAULT_PLATFORM").into_iter().collect(),
+    };
+    match wanted.as_slice() {
+        [] => Ok(Platform::host()),
+        [one] => parse_platform(one),
+        _ => Err(Failure::usage("images for several platforms at once are not supported yet")),
+    }
+}
+
+/// `os/arch[/variant]`, or `local`.
+pub(crate) fn parse_platform(text: &str) -> Result<Platform, Failure> {
+    match text {
+        "local" => Ok(Platform::host()),
+        text => Platform::parse(text).map_err(|error| Failure::usage(format!("invalid platform `{text}`: {error}"))),
+    }
+}
+
+fn network(text: Option<&str>) -> Result<NetworkMode, Failure> {
+    match text {
+        None | Some("" | "default") => Ok(NetworkMode::Default),
+        Some("host") => Ok(NetworkMode::Host),
+        Some("none") => Ok(NetworkMode::None),
+        Some(other) => Err(Failure::usage(format!("network mode `{other}` is not supported: it is one of default, host, none"))),
+    }
+}
+
+/// `host:ip` or `host=ip`.
+fn extra_host(text: &str) -> Result<(String, String), Failure> {
+    let invalid =
+        || Failure::usage_hint(format!("invalid --add-host `{text}`"), "write `name:address`, for instance `db:10.0.0.5`");
+    let at = text.find(['=', ':']).ok_or_else(invalid)?;
+    let (name, address) = (&text[..at], &text[at + 1..]);
+    let address = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+    // RUN shares the host's network, where the host itself is the loopback.
+    let address = if address == "host-gateway" { "127.0.0.1" } else { address };
+    match name.is_empty() || address.parse::<IpAddr>().is_err() {
+        true => Err(invalid()),
+        false => Ok((name.to_owned(), address.to_owned())),
+    }
+}
+
+/// What is to become of the image.
+#[derive(Debug, Default)]
+struct Exports {
+    tags: Vec<Reference>,
+    push: bool,
+    outputs: Vec<Output>,
+}
+
+impl Exports {
+    fn name(&mut self, text: &str) -> Result<(), Failure> {
+        let name = image_name(text)?;
+        if !self.tags.contains(&name) {
+            self.tags.push(name);
+        }
+        Ok(())
+    }
+
+    /// `type=oci,dest=FILE` and its relatives (buildx `util/buildflags/export.go`).
+    fn output(&mut self, spec: &str) -> Result<(), Failure> {
+        let mut fields: BTreeMap<String, String> = BTreeMap::new();
+        for field in csv_fields(spec) {
+            let Some((key, value)) = field.split_once('=') else {
+                return Err(not_an_image(&field));
+            };
+            fields.insert(key.trim().to_lowercase(), value.to_owned());
+        }
+        let kind = fields.remove("type").ok_or_else(|| Failure::usage(format!("output `{spec}` has no type")))?;
+        let dest = fields.remove("dest");
+        let names = fields.remove("name");
+        let push = matches!(fields.remove("push").as_deref(), Some("true" | "1"));
+        let format = match kind.as_str() {
+            "oci" => Some(ArchiveFormat::Oci),
+            "docker" => Some(ArchiveFormat::Docker),
+            "image" | "registry" => None,
+            "local" | "tar" | "cacheonly" => return Err(not_an_image(spec)),
+            other => return Err(Failure::usage(format!("unknown output type `{other}` in `{spec}`"))),
+        };
+        if let Some(key) = fields.keys().next() {
+            return Err(Failure::usage(format!("`{key}` in output `{spec}` is not supported yet")));
+        }
+        for name in names.iter().flat_map(|names| names.split(',')) {
+            self.name(name)?;
+        }
+        match (format, dest) {
+            (None, None) => self.push |= push || kind == "registry",
+            (None, Some(_)) => return Err(Failure::usage(format!("output `{spec}` can't have a dest"))),
+            // What `--load` stands for: the store has the image anyway.
+            (Some(ArchiveFormat::Docker), None) => {}
+            (Some(format), dest) => {
+                let dest = dest.filter(|dest| dest != "-").map(PathBuf::from);
+                if self.outputs.iter().any(|output| output.dest == dest) {
+                    return Err(Failure::usage("two outputs have the same destination"));
+                }
+                self.outputs.push(Output { format, dest });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn not_an_image(spec: &str) -> Failure {
+    Failure::usage_hint(
+        format!("output `{spec}` is not supported yet: kiln exports images, not their files"),
+        "write `--output type=oci,dest=FILE` or `--output type=docker,dest=FILE`",
+    )
+}
+
+/// A name that an image can be given.
+pub(crate) fn image_name(text: &str) -> Result<Reference, Failure> {
+    let name = Reference::parse(text).map_err(|error| Failure::usage(format!("invalid tag `{text}`: {error}")))?;
+    match name.digest() {
+        Some(_) => Err(Failure::usage(format!("invalid tag `{text}`: a name with a digest can't be given to an image"))),
+        None => Ok(name),
+    }
+}
+
+/// The fields of one line of CSV, in which `"a,b"` is one and `""` in quotes is a quote.
+fn csv_fields(line: &str) -> Vec<String> {
+    let mut fields = vec![String::new()];
+    let mut quoted = false;
+    let mut chars = line.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' if quoted && chars.peek() == Some(&'"') => {
+                chars.next();
+                fields.last_mut().into_iter().for_each(|field| field.push('"'));
+            }
+            '"' => quoted = !quoted,
+            ',' if !quoted => fields.push(String::new()),
+            c => fields.last_mut().into_iter().for_each(|field| field.push(c)),
+        }
+    }
+    fields
+}
+
+/// Writes the files and the line that a successful build leaves.
+fn finish(args: &BuildArgs, mode: Mode, request: &BuildRequest, outcome: &BuildOutcome) -> Result<(), Failure> {
+    if let Some(path) = &args.iidfile {
+        write_atomically(path, outcome.image_id.to_string().as_bytes())?;
+    }
+    if let Some(path) = &args.metadata_file {
+        write_json(path, &metadata(outcome))?;
+    }
+    let stdout_is_taken = request.outputs.iter().any(|output| output.dest.is_none());
+    if mode == Mode::Quiet && !stdout_is_taken {
+        write_stdout(&format!("{}\n", outcome.image_id))?;
+    }
+    Ok(())
+}
+
+/// The keys that buildx writes.
+fn metadata(outcome: &BuildOutcome) -> Value {
+    let mut map = Map::new();
+    map.insert("containerimage.config.digest".into(), json!(outcome.image_id));
+    if let Some(manifest) = &outcome.manifest {
+        map.insert("containerimage.descriptor".into(), json!(manifest));
+        map.insert("containerimage.digest".into(), json!(manifest.digest));
+    }
+    if !outcome.names.is_empty() {
+        let names: Vec<String> = outcome.names.iter().map(ToString::to_string).collect();
+        map.insert("image.name".into(), json!(names.join(",")));
+    }
+    Value::Object(map)
+}
+
+/// Leaves the exit code of the RUN that failed where a pipeline can read it.
+fn write_failed_metadata(args: &BuildArgs, error: &Error) -> Result<(), Failure> {
+    let (Some(path), Error::Step { name, cause, .. }) = (&args.metadata_file, error) else { return Ok(()) };
+    let StepError::Command { code: Some(code), .. } = cause.as_ref() else { return Ok(()) };
+    // The build's failure is what is to be reported, not that of this file.
+    let _ = write_json(path, &json!({ "kiln.failed.exit-code": code, "kiln.failed.step": name }));
+    Ok(())
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<(), Failure> {
+    write_atomically(path, format!("{value:#}").as_bytes())
+}
+
+/// Puts a whole file in the place of what was there, with the rights that a new file gets.
+fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let failed = |cause| Failure::Write { path: path.to_owned(), cause };
+    // A pipe or a device (`--iidfile /dev/stdout`) is written to, not replaced.
+    if std::fs::metadata(path).is_ok_and(|kind| !kind.is_file()) {
+        return std::fs::write(path, bytes).map_err(failed);
+    }
+    let mut temporary = OsString::from(path);
+    temporary.push(format!(".kiln-{}", std::process::id()));
+    let write = || {
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o666).open(&temporary)?;
+        file.write_all(bytes)?;
+        drop(file);
+        std::fs::rename(&temporary, path)
+    };
+    write().map_err(|cause| {
+        let _ = std::fs::remove_file(&temporary);
+        failed(cause)
+    })
+}
+
+#[cfg(test)]
+#[path = "build_tests.rs"]
+mod tests;

@@ -1,0 +1,117 @@
+use super::*;
+use crate::cli::args::{Command, parse};
+
+fn typed(line: &str) -> BuildArgs {
+    let words = ["kiln", "build"].into_iter().chain(line.split_whitespace()).map(OsString::from);
+    match parse(words).unwrap().command {
+        Command::Build(args) => *args,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn meant(line: &str, environment: &[(&str, &str)], stdin: &[u8]) -> Result<BuildRequest, String> {
+    request(&typed(line), &Environment::given(environment), &mut &*stdin, SystemTime::UNIX_EPOCH).map_err(|failure| {
+        assert_eq!(failure.exit(), if matches!(failure, Failure::Context { .. }) { Exit::Failed } else { Exit::Usage }, "{line}");
+        failure.to_string()
+    })
+}
+
+#[test]
+fn flags_become_a_request() {
+    let pairs = |list: &[(&str, &str)]| list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>();
+    let rows: Vec<(&str, &[(&str, &str)], Box<dyn Fn(&BuildRequest) -> bool>)> = vec![
+        ("/", &[], Box::new(|r| r.context == ContextSource::Folder("/".into()) && r.dockerfile == DockerfileSource::Default)),
+        ("-f x/Dockerfile /", &[], Box::new(|r| r.dockerfile == DockerfileSource::Path("x/Dockerfile".into()))),
+        ("-f - /", &[], Box::new(|r| r.dockerfile == DockerfileSource::Bytes(b"FROM scratch".to_vec()))),
+        ("-", &[], Box::new(|r| r.context == ContextSource::Empty && matches!(r.dockerfile, DockerfileSource::Bytes(_)))),
+        ("-t app -t app:latest -t docker.io/library/app /", &[], Box::new(|r| r.tags.len() == 1)),
+        (
+            "--build-arg A=1 --build-arg B --build-arg C --build-arg A=2 --build-arg D= /",
+            &[("B", "b"), ("D", "d")],
+            Box::new(move |r| r.language.build_args == pairs(&[("A", "2"), ("B", "b"), ("D", "")])),
+        ),
+        ("--label a --label b=c=d /", &[], Box::new(move |r| r.language.labels == pairs(&[("a", ""), ("b", "c=d")]))),
+        ("/", &[("SOURCE_DATE_EPOCH", "7")], Box::new(|r| r.clock == SystemTime::UNIX_EPOCH + Duration::from_secs(7))),
+        (
+            "/",
+            &[("https_proxy", "http://p:1")],
+            Box::new(move |r| {
+                r.language.proxy_args == pairs(&[("https_proxy", "http://p:1")]) && r.language.build_args.is_empty()
+            }),
+        ),
+        ("--add-host db:10.0.0.5 --add-host six=[::1] --add-host h:host-gateway /", &[], {
+            Box::new(move |r| r.extra_hosts == pairs(&[("db", "10.0.0.5"), ("six", "::1"), ("h", "127.0.0.1")]))
+        }),
+        (
+            "--network none --shm-size 64m /",
+            &[],
+            Box::new(|r| r.language.network == NetworkMode::None && r.shm_size == Some(64 << 20)),
+        ),
+        ("/", &[("DOCKER_DEFAULT_PLATFORM", "linux/arm64")], Box::new(|r| r.language.platform.architecture == "arm64")),
+        (
+            "--platform linux/amd64 /",
+            &[("DOCKER_DEFAULT_PLATFORM", "linux/arm64")],
+            Box::new(|r| r.language.platform.architecture == "amd64"),
+        ),
+        (
+            "--no-cache --no-cache-filter a,b --pull /",
+            &[],
+            Box::new(|r| r.caching.disabled && r.caching.disabled_stages == ["a", "b"] && r.caching.pull),
+        ),
+        (
+            "-o type=oci,dest=x.tar /",
+            &[],
+            Box::new(|r| r.outputs == [Output { format: ArchiveFormat::Oci, dest: Some("x.tar".into()) }]),
+        ),
+        ("-o type=docker,dest=- /", &[], Box::new(|r| r.outputs == [Output { format: ArchiveFormat::Docker, dest: None }])),
+        ("-o type=docker --load /", &[], Box::new(|r| r.outputs.is_empty() && !r.push)),
+        ("-o type=image,\"name=a,b\",push=true /", &[], Box::new(|r| r.tags.len() == 2 && r.push)),
+        ("-o type=registry -t a /", &[], Box::new(|r| r.push)),
+    ];
+    for (line, environment, holds) in rows {
+        let request = meant(line, environment, b"FROM scratch").unwrap_or_else(|error| panic!("{line}: {error}"));
+        assert!(holds(&request), "{line}: {request:#?}");
+    }
+}
+
+#[test]
+fn mistakes() {
+    let rows = [
+        ("/nonexistent", "unable to prepare context: path \"/nonexistent\" not found"),
+        ("/etc/passwd", "unable to prepare context: path \"/etc/passwd\" can't be used"),
+        ("https://github.com/a/b.git", "build contexts from elsewhere are not supported yet: https://github.com/a/b.git"),
+        ("-t UPPER /", "invalid tag `UPPER`"),
+        ("--push /", "a name is needed to push the image"),
+        ("--network bridge /", "network mode `bridge` is not supported"),
+        ("--platform linux/amd64,linux/arm64 /", "images for several platforms at once are not supported yet"),
+        ("--shm-size lots /", "invalid size `lots` for --shm-size"),
+        ("--add-host db /", "invalid --add-host `db`"),
+        ("--add-host db:name /", "invalid --add-host `db:name`"),
+        ("-o out /", "output `out` is not supported yet"),
+        ("-o type=local,dest=out /", "output `type=local,dest=out` is not supported yet"),
+        ("-o type=oci,dest=a,compression=zstd /", "`compression` in output"),
+        ("-o type=nope /", "unknown output type `nope`"),
+        ("-o type=oci -o type=docker,dest=- /", "two outputs have the same destination"),
+        ("-f x -", "cannot use `-f x` when the Dockerfile comes from standard input"),
+        ("--build-arg =x /", "invalid build argument `=x`"),
+        ("--build-arg SOURCE_DATE_EPOCH=now /", "invalid SOURCE_DATE_EPOCH `now`"),
+    ];
+    for (line, want) in rows {
+        let got = meant(line, &[], b"FROM scratch").map(|_| ()).unwrap_err();
+        assert!(got.starts_with(want), "{line}: {got}");
+    }
+    let tar = [vec![0u8; 257], b"ustar".to_vec()].concat();
+    assert!(meant("-", &[], &tar).unwrap_err().starts_with("a build context as an archive"));
+}
+
+#[test]
+fn files_appear_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("id");
+    for text in ["one", "two"] {
+        write_atomically(&path, text.as_bytes()).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    assert!(write_atomically(&folder.path().join("no/id"), b"x").is_err());
+}

@@ -1,0 +1,165 @@
+//! Hides what stands around every command: the store's place, the settings, the display, and the signals that end it.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kiln::engine::Engine;
+use kiln::error::Error;
+use kiln::event::Events;
+use kiln_registry_client::{Client, CredentialStore, Options, Warnings};
+use kiln_runner::Cancel;
+use kiln_store::Store;
+use kiln_store::lock::Waiting;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::args::Global;
+use super::environment::Environment;
+use super::exit::{self, Exit};
+use super::progress::{Mode, Style, Summary, Watcher};
+use super::report::{Failure, Report};
+use super::settings;
+
+/// How long another process is waited for in silence.
+const SILENT_WAIT: Duration = Duration::from_secs(1);
+
+/// What every command is given.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) environment: Environment,
+    pub(crate) global: Global,
+}
+
+impl Session {
+    /// The folder of the store.
+    pub(crate) fn root(&self) -> Result<PathBuf, Failure> {
+        if let Some(root) = &self.global.root {
+            return Ok(root.clone());
+        }
+        self.environment.default_root(rustix::process::geteuid().is_root()).ok_or_else(|| {
+            Failure::usage_hint("there is no place for the store: $HOME is not set", "use `--root DIR` or set KILN_ROOT")
+        })
+    }
+
+    /// The store, for commands that neither build nor transfer.
+    pub(crate) fn store(&self) -> Result<Store, Failure> {
+        let warned = AtomicBool::new(false);
+        let on_wait = move |waiting: &Waiting<'_>| {
+            if waiting.elapsed >= SILENT_WAIT && !warned.swap(true, Ordering::Relaxed) {
+                super::report::warn(&waiting_for(waiting));
+            }
+            ControlFlow::Continue(())
+        };
+        Ok(Store::open_waiting(&self.root()?, Arc::new(on_wait))?)
+    }
+
+    /// How failures and warnings are printed.
+    pub(crate) fn report(&self, is_build: bool) -> Report {
+        Report::new(self.global.debug, self.environment.raw("NO_COLOR").is_some(), is_build)
+    }
+
+    /// The mode of progress: the flag, then the environment.
+    pub(crate) fn mode(&self, flag: Option<Mode>, quiet: bool) -> Result<Mode, Failure> {
+        if quiet {
+            return Ok(Mode::Quiet);
+        }
+        if let Some(mode) = flag {
+            return Ok(mode);
+        }
+        for name in ["KILN_PROGRESS", "BUILDKIT_PROGRESS"] {
+            if let Some(text) = self.environment.text(name) {
+                return text.parse().map_err(|error| Failure::usage(format!("{name}: {error}")));
+            }
+        }
+        Ok(Mode::Auto)
+    }
+
+    /// Docker's `config.json`, where credentials are.
+    pub(crate) fn credentials(&self) -> CredentialStore {
+        self.environment.docker_config().map_or_else(CredentialStore::anonymous, CredentialStore::from_docker_config)
+    }
+
+    /// A client for registries. It reads and connects only when it is used.
+    pub(crate) fn client(&self, warnings: Warnings, cancelled: Arc<AtomicBool>) -> Result<Client, Failure> {
+        let registries = settings::registries(&self.environment.settings())?;
+        let credentials = self.credentials();
+        Ok(Client::new(Options { registries, credentials, warnings, cancelled, ..Options::default() })?)
+    }
+
+    /// Does some work with an engine while its progress is shown, and gives its result together with what is left to say.
+    ///
+    /// The first SIGINT or SIGTERM cancels the work, the second one ends the process.
+    pub(crate) fn work<T>(
+        &self,
+        phase: &'static str,
+        mode: Mode,
+        work: impl FnOnce(&Engine) -> Result<T, Failure>,
+    ) -> (Result<T, Failure>, Summary) {
+        let (events, receiver) = Events::channel();
+        let style = Style {
+            phase,
+            colour: self.environment.raw("NO_COLOR").is_none(),
+            log_window: self.environment.text("BUILDKIT_TTY_LOG_LINES").and_then(|text| text.parse().ok()).unwrap_or(6),
+        };
+        let watcher = Watcher::start(mode, style, receiver);
+        let signal = Arc::new(AtomicI32::new(0));
+        let result = self.engine(events, &signal).and_then(|engine| work(&engine));
+        let result = result.map_err(|failure| match signal.load(Ordering::SeqCst) {
+            0 => failure,
+            signal => Failure::Interrupted { terminated: signal == SIGTERM },
+        });
+        (result, watcher.finish())
+    }
+
+    fn engine(&self, events: Events, signal: &Arc<AtomicI32>) -> Result<Engine, Failure> {
+        let system = |operation| move |cause| Error::System { operation, cause };
+        let cancel = Cancel::new().map_err(system("make an event descriptor"))?;
+        let cancelled = Arc::new(AtomicBool::new(false));
+        listen(cancel.clone(), Arc::clone(&cancelled), Arc::clone(signal)).map_err(system("listen for signals"))?;
+
+        let (heard, to_cancel, warned) = (events.clone(), cancel.clone(), Mutex::new(Vec::new()));
+        let on_wait = move |waiting: &Waiting<'_>| {
+            if to_cancel.is_triggered() {
+                return ControlFlow::Break(());
+            }
+            if waiting.elapsed >= SILENT_WAIT {
+                let text = waiting_for(waiting);
+                let mut warned = warned.lock().unwrap_or_else(PoisonError::into_inner);
+                if !warned.contains(&text) {
+                    heard.warn(text.clone());
+                    warned.push(text);
+                }
+            }
+            ControlFlow::Continue(())
+        };
+        let store = Store::open_waiting(&self.root()?, Arc::new(on_wait))?;
+        let heard = events.clone();
+        let client = self.client(Warnings::to(move |warning| heard.warn(warning.to_string())), cancelled)?;
+        Ok(Engine::new(store, Arc::new(client), events, cancel))
+    }
+}
+
+fn waiting_for(waiting: &Waiting<'_>) -> String {
+    match waiting.holder {
+        Some(process) => format!("waiting for {} (process {process})", waiting.what),
+        None => format!("waiting for {}", waiting.what),
+    }
+}
+
+/// Listens for SIGINT and SIGTERM until the process ends.
+fn listen(cancel: Cancel, cancelled: Arc<AtomicBool>, signal: Arc<AtomicI32>) -> std::io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    let wait = move || {
+        for arrived in signals.forever() {
+            let first = signal.compare_exchange(0, arrived, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+            cancelled.store(true, Ordering::SeqCst);
+            cancel.trigger();
+            if !first {
+                exit::at_once(if arrived == SIGTERM { Exit::Terminated } else { Exit::Interrupted });
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(wait).map(drop)
+}
