@@ -10,7 +10,7 @@ const CRATES: [(&str, &str, &[&str]); 6] = [
     ("kiln-frontend", "frontend", &["kiln-oci"]),
     ("kiln-store", "store", &["kiln-oci"]),
     ("kiln-registry-client", "registry-client", &["kiln-oci"]),
-    ("kiln-runner", "runner", &["kiln-oci"]),
+    ("kiln-runner", "runner", &[]),
     ("kiln", "builder", &["kiln-oci", "kiln-frontend", "kiln-store", "kiln-registry-client", "kiln-runner"]),
 ];
 
@@ -35,16 +35,8 @@ const IMPURE: &[&str] = &[
 
 /// What a crate's code may never say, outside its tests, with the reason.
 const ABSENCES: [(&str, &[&str], &str); 3] = [
-    (
-        "frontend/src",
-        IMPURE,
-        "the frontend is pure: it asks for what it needs and never fetches",
-    ),
-    (
-        "store/oci/src",
-        IMPURE,
-        "the words that all share know no I/O, no clock and no threads",
-    ),
+    ("frontend/src", IMPURE, "the frontend is pure: it asks for what it needs and never fetches"),
+    ("store/oci/src", IMPURE, "the words that all share know no I/O, no clock and no threads"),
     ("registry-client/src", &["std::process::exit"], "a library returns its errors"),
 ];
 
@@ -154,7 +146,8 @@ fn the_library_does_not_see_the_command_line() {
 
 #[test]
 fn the_reader_of_sources_reads_them_right() {
-    let text = "let a = \"unsafe\"; // unsafe\n/* unsafe /* nested */ unsafe */ let c = '\"'; let r = r#\"un\"safe\"#; 'x: loop {}\n";
+    let text =
+        "let a = \"unsafe\"; // unsafe\n/* unsafe /* nested */ unsafe */ let c = '\"'; let r = r#\"un\"safe\"#; 'x: loop {}\n";
     assert!(!has_word(&code(text), "unsafe"), "{}", code(text));
     assert!(has_word(&code("fn f() { unsafe { g() } }"), "unsafe"));
     assert!(!has_word(&code("#![forbid(unsafe_code)]"), "unsafe"));
@@ -206,9 +199,8 @@ fn without_tests(text: &str) -> String {
 
 fn has_word(code: &str, word: &str) -> bool {
     let part_of_word = |c: char| c.is_alphanumeric() || c == '_';
-    code.match_indices(word).any(|(at, _)| {
-        !code[..at].ends_with(part_of_word) && !code[at + word.len()..].starts_with(part_of_word)
-    })
+    code.match_indices(word)
+        .any(|(at, _)| !code[..at].ends_with(part_of_word) && !code[at + word.len()..].starts_with(part_of_word))
 }
 
 /// The code without comments, literals and unit tests.

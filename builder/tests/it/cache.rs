@@ -69,7 +69,11 @@ fn each_change_misses_what_depends_on_it_and_no_more() {
     let cases: [Row; 8] = [
         ("content", |h| drop(h.write("context-x/src/f", "two!")), [true, false, false]),
         ("same size", |h| drop(h.write("context-x/src/f", "two")), [true, false, false]),
-        ("mode", |h| fs::set_permissions(h.path("context-x/src/f"), fs::Permissions::from_mode(0o700)).unwrap(), [true, false, false]),
+        (
+            "mode",
+            |h| fs::set_permissions(h.path("context-x/src/f"), fs::Permissions::from_mode(0o700)).unwrap(),
+            [true, false, false],
+        ),
         ("name", |h| fs::rename(h.path("context-x/src/g"), h.path("context-x/src/h")).unwrap(), [true, false, false]),
         ("new file", |h| drop(h.write("context-x/src/new", "")), [true, false, false]),
         ("time only", |h| set_mtime(&h.path("context-x/src/f"), SystemTime::UNIX_EPOCH), [true, true, true]),

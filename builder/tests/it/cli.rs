@@ -26,7 +26,19 @@ fn help_and_version_need_nothing() {
         let help = home.run(args).ok();
         assert!(help.stdout.contains("Usage") && help.stderr.is_empty(), "{help:?}");
     }
-    for flag in ["--tag", "--file", "--build-arg", "--target", "--no-cache", "--pull", "--push", "--output", "--iidfile", "--progress", "--quiet"] {
+    for flag in [
+        "--tag",
+        "--file",
+        "--build-arg",
+        "--target",
+        "--no-cache",
+        "--pull",
+        "--push",
+        "--output",
+        "--iidfile",
+        "--progress",
+        "--quiet",
+    ] {
         assert!(home.run(["build", "--help"]).ok().stdout.contains(flag), "{flag}");
     }
     assert!(!home.store().exists(), "asking for help makes no store");
@@ -72,7 +84,8 @@ fn files_for_scripts() {
     let home = Home::new();
     let context = home.context("c", "FROM busybox\nLABEL a=b\n");
     let (id, metadata) = (home.path("id"), home.path("metadata.json"));
-    let args = ["build", "-t", "x:1", "-t", "y", "--iidfile", id.to_str().unwrap(), "--metadata-file", metadata.to_str().unwrap()];
+    let args =
+        ["build", "-t", "x:1", "-t", "y", "--iidfile", id.to_str().unwrap(), "--metadata-file", metadata.to_str().unwrap()];
     home.run(args.into_iter().chain([context.to_str().unwrap()])).ok();
     let id = fs::read_to_string(id).unwrap();
     assert_eq!(home.run(["inspect", "x:1"]).ok().json()[0]["Id"], *id);
@@ -84,7 +97,10 @@ fn files_for_scripts() {
 #[test]
 fn flags_of_build_reach_the_image() {
     let home = Home::new();
-    home.write("c/other/Special", "ARG WHO=nobody\nFROM busybox AS first\nARG WHO\nLABEL who=$WHO a=file\nFROM first\nRUN false\n");
+    home.write(
+        "c/other/Special",
+        "ARG WHO=nobody\nFROM busybox AS first\nARG WHO\nLABEL who=$WHO a=file\nFROM first\nRUN false\n",
+    );
     let file = home.path("c/other/Special");
     let mut command = home.command();
     command.env("WHO", "from-environment").args(["build", "-f", file.to_str().unwrap(), "--build-arg", "WHO"]);

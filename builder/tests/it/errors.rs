@@ -87,9 +87,12 @@ fn a_missing_file_of_copy_is_named() {
     ] {
         home.write("context-missing/.dockerignore", "ignored\n");
         home.write("context-missing/ignored", "x");
-        home.build("missing", &format!("FROM busybox\n{line}\n"))
-            .fails(BUILD)
-            .says(&["Dockerfile:2", &format!(">>> {line}"), missing, "not found"]);
+        home.build("missing", &format!("FROM busybox\n{line}\n")).fails(BUILD).says(&[
+            "Dockerfile:2",
+            &format!(">>> {line}"),
+            missing,
+            "not found",
+        ]);
     }
     assert_no_image(&home);
 }
@@ -126,9 +129,7 @@ fn the_status_of_a_failed_run_is_in_the_metadata_file() {
 fn a_missing_base_is_named() {
     let home = Home::new();
     let base = format!("{}/no/such:image", lab::registry().host());
-    home.build("base", &format!("FROM {base}\nRUN true\n"))
-        .fails(REGISTRY)
-        .says(&[&base, "Dockerfile:1", "not found"]);
+    home.build("base", &format!("FROM {base}\nRUN true\n")).fails(REGISTRY).says(&[&base, "Dockerfile:1", "not found"]);
     assert_no_image(&home);
 }
 

@@ -44,7 +44,10 @@ fn ctrl_c_and_terminate_end_a_build_cleanly() {
     .enumerate()
     {
         let home = Home::new();
-        let context = home.context("c", &format!("FROM busybox\nRUN echo before > /b\nRUN echo we are running; : mark-ctrl-{number}; {script}\n"));
+        let context = home.context(
+            "c",
+            &format!("FROM busybox\nRUN echo before > /b\nRUN echo we are running; : mark-ctrl-{number}; {script}\n"),
+        );
         let mut child = start(&home, &["build", "-t", "never", context.to_str().unwrap()]);
         wait_for(&mut child, " we are running");
         let sent_at = Instant::now();
@@ -79,7 +82,8 @@ fn a_closed_terminal_ends_a_build() {
 #[test]
 fn fifty_kills_leave_a_store_that_works() {
     let home = Home::new();
-    let mut dockerfile = "FROM busybox AS one\nRUN : mark-kill-run; mkdir /o && head -c 300000 /dev/zero > /o/z\nFROM busybox\n".to_owned();
+    let mut dockerfile =
+        "FROM busybox AS one\nRUN : mark-kill-run; mkdir /o && head -c 300000 /dev/zero > /o/z\nFROM busybox\n".to_owned();
     for i in 0..4 {
         dockerfile += &format!("COPY src{i} /src{i}\nRUN : mark-kill-run; sleep 0.02; echo {i} > /r{i}; rm /src{i}/f1\n");
     }

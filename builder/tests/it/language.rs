@@ -127,7 +127,11 @@ fn targets_and_sources_by_number() {
 
 #[test]
 fn run_network() {
-    builds(&[], "FROM busybox\nRUN --network=none test \"$(ls /sys/class/net)\" = lo\nRUN --network=host test -e /etc/resolv.conf\n", &[]);
+    builds(
+        &[],
+        "FROM busybox\nRUN --network=none test \"$(ls /sys/class/net)\" = lo\nRUN --network=host test -e /etc/resolv.conf\n",
+        &[],
+    );
     builds(&[], "FROM busybox\nRUN test \"$(ls /sys/class/net)\" = lo\n", &["--network=none"]);
 }
 

@@ -55,8 +55,7 @@ impl Image {
         let list = json(read("manifest.json")?)?;
         let config_bytes = read(list[0]["Config"].as_str().ok_or("manifest.json names no configuration")?)?.to_vec();
         let names = list[0]["Layers"].as_array().cloned().unwrap_or_default();
-        let layers =
-            names.iter().map(|n| plain(read(n.as_str().unwrap_or_default())?)).collect::<Result<_, _>>()?;
+        let layers = names.iter().map(|n| plain(read(n.as_str().unwrap_or_default())?)).collect::<Result<_, _>>()?;
         Ok(Image { config: json(&config_bytes)?, config_bytes, layers, manifest: None })
     }
 }

@@ -53,8 +53,7 @@ pub(crate) struct Case {
 pub(crate) fn names() -> Vec<String> {
     let folder = lab::workspace().join("testdata/conformance");
     let entries = fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-    let mut names: Vec<String> =
-        entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
 }

@@ -54,8 +54,7 @@ fn configuration(a: &Value, b: &Value, found: &mut Vec<String>) {
     for key in ["architecture", "os", "variant", "author", "os.version"] {
         compare(key, &a[key], &b[key]);
     }
-    let keys: BTreeSet<&String> =
-        [a, b].iter().filter_map(|c| c["config"].as_object()).flat_map(|o| o.keys()).collect();
+    let keys: BTreeSet<&String> = [a, b].iter().filter_map(|c| c["config"].as_object()).flat_map(|o| o.keys()).collect();
     for key in keys {
         let (mut x, mut y) = (a["config"][key].clone(), b["config"][key].clone());
         if key == "WorkingDir" {
@@ -113,8 +112,7 @@ fn same_text(text: &str) -> String {
 /// What must hold in any image, whatever it is compared with.
 fn consistency(name: &str, image: &Image, found: &mut Vec<String>) {
     let ids: Vec<String> = image.layers.iter().map(|l| Digest::of(l).to_string()).collect();
-    let said: Vec<&str> =
-        image.config["rootfs"]["diff_ids"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let said: Vec<&str> = image.config["rootfs"]["diff_ids"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     if ids != said {
         found.push(format!("the {name} image's diff_ids are not those of its layers"));
     }

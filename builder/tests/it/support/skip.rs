@@ -16,9 +16,8 @@ pub(crate) fn skipped(test: &str, reason: &str) {
 /// Whether the program is installed; says that the test is skipped when it isn't.
 pub(crate) fn needs(test: &str, program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|folder| folder.join(program).is_file());
+    let found =
+        std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|folder| folder.join(program).is_file());
     if !found {
         skipped(test, &format!("there is no {program}"));
     }

@@ -31,8 +31,7 @@ pub(crate) fn entries(archive: &[u8]) -> Result<Vec<Entry<'_>>, String> {
         if header.iter().all(|b| *b == 0) {
             return Ok(found);
         }
-        let sum: u64 =
-            header.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { u64::from(*b) }).sum();
+        let sum: u64 = header.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { u64::from(*b) }).sum();
         if number(&header[148..156]) != Some(sum as i64) {
             return Err(format!("the header at byte {at} has a wrong checksum"));
         }
@@ -64,10 +63,7 @@ pub(crate) fn entries(archive: &[u8]) -> Result<Vec<Entry<'_>>, String> {
                     gid: number(&header[116..124]).unwrap_or(0) as u64,
                     mtime: number(&header[136..148]).unwrap_or(0),
                     link: long_link.take().unwrap_or_else(|| until_nul(&header[157..257]).to_vec()),
-                    device: (
-                        number(&header[329..337]).unwrap_or(0) as u64,
-                        number(&header[337..345]).unwrap_or(0) as u64,
-                    ),
+                    device: (number(&header[329..337]).unwrap_or(0) as u64, number(&header[337..345]).unwrap_or(0) as u64),
                     xattrs: BTreeMap::new(),
                     data,
                 };
@@ -99,9 +95,7 @@ pub(crate) fn find<'a>(entries: &[Entry<'a>], name: &str) -> Option<&'a [u8]> {
 
 fn apply(entry: &mut Entry<'_>, records: BTreeMap<Vec<u8>, Vec<u8>>) -> Result<(), String> {
     for (key, value) in records {
-        let decimal = || {
-            parse_decimal(&value).ok_or_else(|| format!("PAX {} is no number", String::from_utf8_lossy(&key)))
-        };
+        let decimal = || parse_decimal(&value).ok_or_else(|| format!("PAX {} is no number", String::from_utf8_lossy(&key)));
         match &key[..] {
             b"path" => entry.path = value,
             b"linkpath" => entry.link = value,
