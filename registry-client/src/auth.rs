@@ -100,9 +100,14 @@ impl Auth {
         let mut host = host.lock().unwrap_or_else(PoisonError::into_inner);
         host.tokens.retain(|token| Some(&token.header) != used);
         let headers = answer.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-        let Some(challenge) = Challenge::choose(headers) else { return Ok(false) };
+        let Some(mut challenge) = Challenge::choose(headers) else { return Ok(false) };
+        // What the registry asks for may be more than was expected. It is this request's need and no later one's.
+        let wanted = match &mut challenge {
+            Challenge::Bearer { scope, .. } => scopes.union(&std::mem::take(scope)),
+            Challenge::Basic => Scopes::default(),
+        };
         host.challenge = Some(challenge);
-        let next = self.make_header(&mut host, transport, endpoint, scopes)?;
+        let next = self.make_header(&mut host, transport, endpoint, &wanted)?;
         Ok(next.is_some() && next.as_ref() != used)
     }
 
@@ -138,21 +143,19 @@ impl Auth {
             (None, _) | (Some(Challenge::Basic), None | Some(Credentials::IdentityToken(_))) => Ok(None),
             (Some(_), Some(Credentials::RegistryToken(token))) => Ok(Some(secret(&format!("Bearer {token}"))?)),
             (Some(Challenge::Basic), Some(Credentials::Password { username, password })) => Ok(Some(basic(username, password)?)),
-            (Some(Challenge::Bearer { realm, service, scope }), credentials) => {
+            (Some(Challenge::Bearer { realm, service, .. }), credentials) => {
                 let now = Instant::now();
                 host.tokens.retain(|token| token.stale > now);
                 if let Some(token) = host.tokens.iter().find(|token| token.scopes.contain(scopes)) {
                     return Ok(Some(token.header.clone()));
                 }
-                // What the registry asked for may be more than was expected, and may be of an earlier request: both.
-                let wanted = if scope.contain(scopes) { scope.clone() } else { scopes.union(scope) };
                 let service =
                     TokenService { transport, endpoint, realm: check_realm(endpoint, realm)?, service: service.as_deref() };
-                let (token, life) = service.fetch(credentials, &wanted)?;
+                let (token, life) = service.fetch(credentials, scopes)?;
                 let header = secret(&format!("Bearer {token}"))?;
                 // A tenth of its life before the end, a token is no longer sent: the request may take a while to be read.
                 let stale = now + life - life / 10;
-                host.tokens.push(Token { scopes: wanted, header: header.clone(), stale });
+                host.tokens.push(Token { scopes: scopes.clone(), header: header.clone(), stale });
                 Ok(Some(header))
             }
         }

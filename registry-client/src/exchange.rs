@@ -257,7 +257,7 @@ mod tests {
             assert_eq!(count, pauses, "{asked:?}");
             assert!(total <= policy.total_pause);
             patience.renew();
-            assert_eq!(patience.next(None).is_some(), true);
+            assert!(patience.next(None).is_some());
         }
     }
 

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use url::{Host, Url};
 
 use crate::Options;
+use crate::endpoint::is_loopback;
 use crate::error::ErrorKind;
 
 /// How much of an upload is read at once; three of these are in memory at most.
@@ -74,7 +75,15 @@ pub(crate) struct Transport {
     stall_timeout: Duration,
     cancelled: Arc<AtomicBool>,
     runtime: OnceLock<Runtime>,
-    clients: Mutex<HashMap<(Trust, bool), reqwest::Client>>,
+    clients: Mutex<HashMap<Key, reqwest::Client>>,
+}
+
+/// What connections have to have in common to be pooled.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    trust: Trust,
+    tls: bool,
+    loopback: bool,
 }
 
 /// A request.
@@ -149,7 +158,7 @@ impl Transport {
             return Err(ErrorKind::Redirect { target: without_query(&url), reason: REFUSED_ADDRESS });
         }
         let runtime = self.runtime()?;
-        let client = self.client(trust, url.scheme() == "https")?;
+        let client = self.client(trust, &url)?;
         // Compressed on the way would mean other bytes than the descriptor's.
         headers.insert(reqwest::header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let builder = client.request(method, url.clone());
@@ -268,9 +277,10 @@ impl Transport {
         self.runtime.get().ok_or(ErrorKind::Cancelled)
     }
 
-    fn client(&self, trust: &Trust, tls: bool) -> Result<reqwest::Client, ErrorKind> {
+    fn client(&self, trust: &Trust, url: &Url) -> Result<reqwest::Client, ErrorKind> {
+        let key = Key { trust: trust.clone(), tls: url.scheme() == "https", loopback: is_loopback(url) };
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&(trust.clone(), tls)) {
+        if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
         let mut builder = reqwest::Client::builder()
@@ -280,16 +290,20 @@ impl Transport {
             .referer(false)
             .tcp_keepalive(Duration::from_secs(30));
         // Reading the system's certificates takes milliseconds that a plain-http registry needn't pay.
-        builder = if tls {
+        builder = if key.tls {
             builder.tls_backend_preconfigured(crate::tls::config(trust.ca_file.as_deref(), trust.skip_verify)?)
         } else {
             builder.tls_certs_only([])
         };
+        if key.loopback {
+            // No proxy can reach this machine's loopback; Go's clients don't ask theirs either.
+            builder = builder.no_proxy();
+        }
         if trust.reach != Reach::Anywhere {
             builder = builder.dns_resolver(Guard(trust.reach));
         }
         let client = builder.build().map_err(|error| ErrorKind::Setting(chain(&error)))?;
-        clients.insert((trust.clone(), tls), client.clone());
+        clients.insert(key, client.clone());
         Ok(client)
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use kiln_registry_client::{CredentialStore, Credentials, ErrorKind, Options};
 
 use crate::scripted::{Reply, Request, Server};
-use crate::{client, content, fetch, layer, quick, reference, repository};
+use crate::{client, content, fetch, layer, named, quick, reference, repository};
 
 /// A token service and a registry that takes only its tokens. Tokens are numbered; `good` says which is good now.
 struct Realm {
@@ -85,6 +85,18 @@ fn tokens_are_asked_for() {
         assert_eq!(request.header("authorization"), authorization);
         assert_eq!(String::from_utf8_lossy(&request.body), body);
     }
+}
+
+/// A token for one repository isn't asked to be good for the one before, too.
+#[test]
+fn tokens_have_the_scope_of_their_call() {
+    let realm = Realm::start(|_, _| Reply::new(200).body(r#"{"token":"t"}"#), |_, _| true, |_| Reply::new(200).body("hello"));
+    let client = client(realm.options(None).0);
+    for path in ["a/b", "c", "a/b"] {
+        fetch(&client, &named(&realm.registry.host(), path), &layer(b"hello")).0.unwrap();
+    }
+    let scope = |path: &str| format!("GET /token?keep=this&service=the+registry&scope=repository%3A{path}%3Apull");
+    assert_eq!(realm.tokens.log(), [scope("a%2Fb"), scope("c")]);
 }
 
 #[test]
