@@ -9,10 +9,13 @@ use super::progress::Mode;
 
 /// Builds container images from Dockerfiles, without a daemon.
 #[derive(Debug, Parser)]
-#[command(name = "kiln", version, disable_help_subcommand = false, args_override_self = true, propagate_version = false)]
+#[command(name = "kiln", version, disable_version_flag = true, args_override_self = true)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) global: Global,
+    /// Print the version
+    #[arg(short = 'v', long, action = clap::ArgAction::Version)]
+    version: (),
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -21,10 +24,10 @@ pub(crate) struct Arguments {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// Folder of the store [env: KILN_ROOT; default: /var/lib/kiln for root, else $XDG_DATA_HOME/kiln]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", display_order = 900)]
     pub(crate) root: Option<PathBuf>,
     /// Say more: full lint explanations, whole error chains
-    #[arg(short = 'D', long, global = true)]
+    #[arg(short = 'D', long, global = true, display_order = 901)]
     pub(crate) debug: bool,
 }
 

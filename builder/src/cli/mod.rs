@@ -29,7 +29,7 @@ use session::Session;
 
 /// Does what the command line says.
 pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
-    let Arguments { global, command } = match args::parse(args) {
+    let Arguments { global, command, .. } = match args::parse(args) {
         Ok(arguments) => arguments,
         Err(error) => return answer(&error),
     };
@@ -70,11 +70,15 @@ fn execute(session: &Session, command: &Command) -> Result<Exit, Failure> {
 fn answer(error: &clap::Error) -> Exit {
     use clap::error::ErrorKind;
     let exit = match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Success,
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Exit::Success,
         _ => Exit::Usage,
     };
     // Who closed the stream doesn't want to know.
-    let _ = error.print();
+    let _ = match error.kind() {
+        // `kiln` alone is a question, as `docker` alone is.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => args::command().print_help(),
+        _ => error.print(),
+    };
     exit
 }
 
