@@ -18,7 +18,7 @@ pub struct Host {
     /// The way in which sandboxes are made here.
     pub mode: Mode,
     /// How overlays are mounted.
-    pub(crate) overlay: OverlayApi,
+    pub overlay: OverlayApi,
     /// The host's `/etc/resolv.conf`.
     pub(crate) resolv_conf: Vec<u8>,
     /// Further files of `/sys` to hide, which differ by machine.
@@ -45,7 +45,7 @@ pub enum Mode {
 
 /// How overlays are mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum OverlayApi {
+pub enum OverlayApi {
     /// Layers one by one, by descriptor (Linux 6.13).
     Descriptors,
     /// Layers one by one, by path (Linux 6.8).

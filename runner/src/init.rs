@@ -44,6 +44,12 @@ fn try_become(plan: &Plan, sandbox: &mut Sandbox) -> Result<Never, Failure> {
     let filter = seccomp::program();
     let program = Program::new(command, &identity);
 
+    // While still root: the user may run in a directory that only root can enter, as in a container.
+    rustix::process::fchdir(&cwd).map_err(|errno| Failure::WorkingDirectory {
+        path: Path::new(&command.cwd).to_owned().into(),
+        reason: io::Error::from(errno).to_string(),
+    })?;
+    check_cwd(&command.cwd)?;
     streams(root, &identity).map_err(|error| setup("hand over the standard streams", &error))?;
     rustix::process::setsid().map_err(|errno| setup("make a session", &errno.into()))?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
@@ -56,11 +62,6 @@ fn try_become(plan: &Plan, sandbox: &mut Sandbox) -> Result<Never, Failure> {
     bounding_set(command.capabilities).map_err(|errno| setup("drop capabilities", &errno.into()))?;
     become_user(&identity).map_err(|errno| setup("become the user", &errno.into()))?;
     capabilities(command.capabilities, identity.uid).map_err(|errno| setup("set capabilities", &errno.into()))?;
-    rustix::process::fchdir(&cwd).map_err(|errno| Failure::WorkingDirectory {
-        path: Path::new(&command.cwd).to_owned().into(),
-        reason: io::Error::from(errno).to_string(),
-    })?;
-    check_cwd(&command.cwd)?;
     sys::close_on_exec_from(3).map_err(|error| setup("close descriptors", &error))?;
     Err(program.exec())
 }

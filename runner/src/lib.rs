@@ -23,7 +23,7 @@ mod wire;
 
 pub use cancel::Cancel;
 pub use error::RunError;
-pub use host::{Host, Mode};
+pub use host::{Host, Mode, OverlayApi};
 pub use spawn::run;
 pub use spec::{Mount, MountSource, Network, Outcome, OverlayUpper, RootFs, RunSpec, Security, Status, Stream};
 pub use user::{Identity, UserError, resolve_user};

@@ -129,16 +129,19 @@ pub(crate) fn add_mount_attributes(mount: BorrowedFd<'_>, set: MountAttrFlags) -
 
 /// Gives every signal its default action and unblocks all.
 pub(crate) fn reset_signals() {
+    // The kernel's `struct sigaction` and signal set: handler SIG_DFL, no flags, no restorer, nothing masked.
+    let default = [0u64; 4];
+    let none = 0u64;
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL runs no code of ours. SIGKILL, SIGSTOP and the C library's own signals answer EINVAL, which is right.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // By number, for a C library refuses to touch the signals that it uses itself, and kiln's caller may have had them ignored.
+        // SAFETY: the kernel reads one `struct sigaction`, 32 bytes on 64-bit machines, which lives through the call; SIG_DFL runs no
+        // code of ours. SIGKILL and SIGSTOP answer EINVAL, which is right.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null_mut::<u64>(), size_of_val(&none)) };
     }
-    // SAFETY: an all-zero sigset_t is a valid value that the next call overwrites; both pointers are valid or null as allowed.
+    // SAFETY: the kernel reads a signal set of the size given, which lives through the call.
     unsafe {
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
-    }
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, ptr::null_mut::<u64>(), size_of_val(&none))
+    };
 }
 
 /// One instruction of a classic BPF program.

@@ -1,1 +1,198 @@
-//! later
+//! Plans, read as text.
+
+use super::*;
+use crate::spec::{Mount, OverlayUpper};
+
+/// A host that is none.
+fn root_host() -> Host {
+    Host {
+        mode: Mode::Root,
+        overlay: OverlayApi::Descriptors,
+        resolv_conf: b"nameserver 127.0.0.53\n".to_vec(),
+        masked: vec!["/sys/devices/system/cpu/cpu0/thermal_throttle".to_owned()],
+        group: None,
+        program: None,
+        pid_namespace: None,
+    }
+}
+
+fn spec() -> RunSpec {
+    let root = RootFs::Overlay { lowers: vec!["/s/2".into(), "/s/1".into()], upper: "/s/up".into(), work: "/s/wk".into() };
+    RunSpec::new(root, vec!["sh".into()])
+}
+
+fn text(plan: &Plan) -> String {
+    let list = |steps: &[Step]| steps.iter().map(|step| format!("  {step}\n")).collect::<String>();
+    let Command { capabilities, no_new_privileges, .. } = &plan.command;
+    format!(
+        "{:?}\noutside:\n{}inside:\n{}capabilities {capabilities:x}, no_new_privs {no_new_privileges}\n",
+        plan.namespaces,
+        list(&plan.outside),
+        list(&plan.inside)
+    )
+}
+
+#[test]
+fn ordinary_step_as_root() {
+    let expected = "\
+[Mount, Ipc, Uts]
+outside:
+  make mounts private
+  set the host name `buildkitsandbox`
+  mount scratch space on `/s/up`
+  mount an overlay of 2 layers and `/s/up` as the root file system
+  mount tmpfs mode=755 size=67108864 nosuid on `/dev`
+  make the device `/dev/null` (1:3)
+  make the device `/dev/zero` (1:5)
+  make the device `/dev/full` (1:7)
+  make the device `/dev/random` (1:8)
+  make the device `/dev/urandom` (1:9)
+  make the device `/dev/tty` (5:0)
+  make the link `/dev/ptmx` to `pts/ptmx`
+  make the link `/dev/fd` to `/proc/self/fd`
+  make the link `/dev/stdin` to `/proc/self/fd/0`
+  make the link `/dev/stdout` to `/proc/self/fd/1`
+  make the link `/dev/stderr` to `/proc/self/fd/2`
+  make the directory `/dev/pts`
+  mount devpts ptmxmode=0666 mode=0620 gid=5 nosuid noexec on `/dev/pts`
+  make the directory `/dev/shm`
+  mount tmpfs mode=1777 size=67108864 nosuid nodev noexec on `/dev/shm`
+  make the directory `/dev/mqueue`
+  mount mqueue nosuid nodev noexec on `/dev/mqueue`
+  mount sysfs ro nosuid nodev noexec on `/sys`
+  mask `/sys/fs/cgroup`
+  mask `/sys/firmware`
+  mask `/sys/devices/virtual/powercap`
+  mask `/sys/fs/selinux`
+  mask `/sys/devices/system/cpu/cpu0/thermal_throttle`
+  write scratch file `resolv.conf` (644)
+  mount scratch file `resolv.conf` ro nodev on `/etc/resolv.conf`
+  write scratch file `hosts` (644)
+  mount scratch file `hosts` ro nodev on `/etc/hosts`
+  make the mount point `/proc`
+inside:
+  mount proc nosuid nodev noexec on `/proc`
+  mask `/proc/acpi`
+  mask `/proc/asound`
+  mask `/proc/kcore`
+  mask `/proc/keys`
+  mask `/proc/latency_stats`
+  mask `/proc/timer_list`
+  mask `/proc/timer_stats`
+  mask `/proc/sched_debug`
+  mask `/proc/scsi`
+  mask `/proc/interrupts`
+  make `/proc/bus` read-only
+  make `/proc/fs` read-only
+  make `/proc/irq` read-only
+  make `/proc/sys` read-only
+  make `/proc/sysrq-trigger` read-only
+  enter the root file system
+capabilities a80425fb, no_new_privs false
+";
+    assert_eq!(text(&plan(&spec(), &root_host()).unwrap()), expected);
+}
+
+/// The steps that `change` adds or takes away.
+fn difference(change: impl FnOnce(&mut RunSpec)) -> Vec<String> {
+    let plain = text(&plan(&spec(), &root_host()).unwrap());
+    let mut changed = spec();
+    change(&mut changed);
+    let changed = text(&plan(&changed, &root_host()).unwrap());
+    let only = |one: &str, other: &str, sign: char| -> Vec<String> {
+        one.lines()
+            .filter(|line| !other.lines().any(|other| other == *line))
+            .map(|line| format!("{sign} {}", line.trim()))
+            .collect()
+    };
+    [only(&plain, &changed, '-'), only(&changed, &plain, '+')].concat()
+}
+
+#[test]
+fn no_network() {
+    let seen = difference(|spec| spec.network = Network::None);
+    assert_eq!(seen, ["- [Mount, Ipc, Uts]", "+ [Mount, Ipc, Uts, Net]", "+ switch the loopback interface on"]);
+}
+
+#[test]
+fn hardened() {
+    let seen = difference(|spec| spec.security = Security::Hardened);
+    assert_eq!(seen, ["- capabilities a80425fb, no_new_privs false", "+ capabilities 800405fb, no_new_privs true"]);
+}
+
+#[test]
+fn a_plain_directory() {
+    let seen = difference(|spec| spec.root = RootFs::Dir("/r".into()));
+    assert_eq!(
+        seen,
+        [
+            "- mount scratch space on `/s/up`",
+            "- mount an overlay of 2 layers and `/s/up` as the root file system",
+            "+ mount scratch space on `/r`",
+            "+ mount `/r` of the host as the root file system",
+        ]
+    );
+}
+
+#[test]
+fn extra_mounts() {
+    let mount = |target: &str, source, readonly| Mount { target: target.into(), source, subpath: "".into(), readonly };
+    let seen = difference(|spec| {
+        spec.mounts = vec![
+            mount("/c", MountSource::Bind { path: "/host/c".into() }, false),
+            Mount {
+                subpath: "/a/b".into(),
+                ..mount("/ctx", MountSource::Overlay { lowers: vec!["/x".into()], upper: None }, true)
+            },
+            mount(
+                "/rw",
+                MountSource::Overlay {
+                    lowers: vec!["/x".into()],
+                    upper: Some(OverlayUpper { upper: "/u".into(), work: "/w".into() }),
+                },
+                false,
+            ),
+            mount("/t", MountSource::Tmpfs { size: Some(4096) }, false),
+            mount("/run/secrets/k", MountSource::File { data: b"s".to_vec(), mode: 0o400 }, true),
+        ]
+    });
+    assert_eq!(
+        seen,
+        [
+            "+ mount `/host/c` of the host nodev on `/c`",
+            "+ mount an overlay of 1 layer at `/a/b` ro nodev on `/ctx`",
+            "+ mount an overlay of 1 layer and `/u` nodev on `/rw`",
+            "+ mount tmpfs mode=1777 size=4096 nodev on `/t`",
+            "+ write scratch file `file-4` (400)",
+            "+ mount scratch file `file-4` ro nodev on `/run/secrets/k`",
+        ]
+    );
+}
+
+#[test]
+fn names_that_the_sandbox_knows() {
+    let files = |spec: &RunSpec| -> Vec<String> {
+        let plan = plan(spec, &root_host()).unwrap();
+        plan.outside
+            .iter()
+            .filter_map(|step| match step {
+                Step::ScratchFile { data, .. } => Some(String::from_utf8(data.clone()).unwrap()),
+                _ => None,
+            })
+            .collect()
+    };
+    let mut request = spec();
+    request.extra_hosts = vec![("db".to_owned(), "10.0.0.5".to_owned())];
+    let hosts = "127.0.0.1\tlocalhost buildkitsandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n10.0.0.5\tdb\n";
+    // A stub resolver on the loopback interface can be reached on the host's network, so that the file stays as it is.
+    assert_eq!(files(&request), ["nameserver 127.0.0.53\n", hosts]);
+    request.network = Network::None;
+    assert_eq!(files(&request), ["", hosts]);
+}
+
+#[test]
+fn no_way_to_make_one() {
+    let host = Host { mode: Mode::Unavailable { reason: "kiln is not running as root".to_owned() }, ..root_host() };
+    let error = plan(&spec(), &host).unwrap_err().to_string();
+    assert_eq!(error, "no sandbox can be made here: kiln is not running as root");
+}

@@ -1,4 +1,0 @@
-#![allow(missing_docs)]
-fn main() {
-    kiln_runner::take_over();
-}

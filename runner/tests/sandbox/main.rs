@@ -1,0 +1,63 @@
+//! The sandbox, tried from inside: each test runs real commands (busybox) in it.
+//!
+//! Not libtest's own harness, because the test program has to call `take_over` first, as kiln does.
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod elf;
+mod endings;
+mod files;
+mod image;
+mod mounts;
+mod process;
+mod rights;
+mod support;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// Names and functions of a module's tests.
+macro_rules! tests {
+    ($($module:ident: $($name:ident)+;)+) => {
+        vec![$($((concat!(stringify!($module), "::", stringify!($name)), $module::$name as fn())),+),+]
+    };
+}
+
+fn main() {
+    kiln_runner::take_over();
+    let arguments: Vec<String> = std::env::args().collect();
+    if arguments.get(1).is_some_and(|first| first == endings::PARENT) {
+        return endings::be_parent(&arguments[2..]);
+    }
+    let tests = tests! {
+        process: exit_codes signals streams environment_is_exact home descriptors first_process session_and_umask limits
+            program_lookup no_controlling_terminal scripts large_output invalid_requests;
+        image: users unknown_users hostile_passwd_files working_directories forbidden_working_directories
+            standard_places_that_are_no_directories;
+        rights: capabilities no_new_privileges set_user_id_works hardened system_calls thirty_two_bit_programs masked_paths
+            device_nodes host_name namespaces control_groups_are_hidden;
+        files: changes_land_in_upper deletions_are_whiteouts stubs_are_removed stub_times stubs_behind_links
+            stubs_that_the_command_touched resolv_conf_and_hosts network_none host_network plain_directory many_lowers
+            long_layer_paths volatile_upper_becomes_a_lower older_overlay_calls missing_layer run_is_in_the_layer;
+        mounts: binds overlays tmpfs inline_files subpaths_stay_inside targets_behind_links targets_that_are_refused
+            nothing_is_left_in_the_layer;
+        endings: daemons_are_gone killed_parent killed_supervisor cancel_is_passed_on cancel_without_handler
+            cancel_twice cancel_after_grace cancelled_before process_limit parallel_runs;
+    };
+    let skip = support::why_not();
+    if let Some(reason) = &skip {
+        for (name, _) in &tests {
+            println!("skipped: {name}: {reason}");
+        }
+    }
+    let trials = tests.into_iter().map(|(name, test)| {
+        let trial = Trial::test(name, move || match std::panic::catch_unwind(test) {
+            Ok(()) => Ok(()),
+            Err(_) => Err(Failed::without_message()),
+        });
+        trial.with_ignored_flag(skip.is_some())
+    });
+    let mut arguments = Arguments::from_args();
+    if arguments.test_threads.is_none() {
+        arguments.test_threads = Some(4);
+    }
+    libtest_mimic::run(&arguments, trials.collect()).exit();
+}
