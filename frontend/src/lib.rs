@@ -44,7 +44,8 @@ pub fn parse(source: &Source) -> Parsed {
         diagnostics.push(Diagnostic::error("file with no instructions").at(source.span_of_lines(1, 1)));
     } else if dockerfile.stages.is_empty() && !diagnostics.iter().any(Diagnostic::is_error) {
         let hint = "add a FROM instruction";
-        diagnostics.push(Diagnostic::error("dockerfile contains no stages to build").at(source.span_of_lines(1, 1)).with_hint(hint));
+        diagnostics
+            .push(Diagnostic::error("dockerfile contains no stages to build").at(source.span_of_lines(1, 1)).with_hint(hint));
     }
     diagnostics.extend(instruction::stage_name_lints(&dockerfile));
     diagnostics.extend(instruction::casing_lints(&dockerfile));

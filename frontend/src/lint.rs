@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-
 macro_rules! rules {
     ($($variant:ident $experimental:literal $url:literal $description:literal;)*) => {
         /// A build check, under BuildKit's name for it.
@@ -103,7 +102,11 @@ impl Config {
                     config.error = match value.trim() {
                         "1" | "t" | "T" | "TRUE" | "true" | "True" => true,
                         "0" | "f" | "F" | "FALSE" | "false" | "False" => false,
-                        other => return Err(format!("failed to parse check options: failed to parse check option {option:?}: {other:?} is no boolean")),
+                        other => {
+                            return Err(format!(
+                                "failed to parse check options: failed to parse check option {option:?}: {other:?} is no boolean"
+                            ));
+                        }
                     };
                 }
                 other => return Err(format!("failed to parse check options: invalid check option {other:?}")),
@@ -124,7 +127,8 @@ impl Config {
 
 /// Whether the name of a variable says that its value is a secret.
 pub(crate) fn names_a_secret(name: &str) -> bool {
-    const SECRET: [&str; 10] = ["apikey", "auth", "credential", "credentials", "key", "password", "pword", "passwd", "secret", "token"];
+    const SECRET: [&str; 10] =
+        ["apikey", "auth", "credential", "credentials", "key", "password", "pword", "passwd", "secret", "token"];
     const HARMLESS: [&str; 3] = ["public", "file", "version"];
     let has = |words: &[&str]| name.split('_').any(|part| words.iter().any(|word| word.eq_ignore_ascii_case(part)));
     has(&SECRET) && !has(&HARMLESS)

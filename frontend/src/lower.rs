@@ -219,11 +219,11 @@ fn check_syntax(parsed: &Parsed, options: &LowerOptions) -> Result<(), Diagnosti
     if known.contains(&name) || known.contains(&repository.as_str()) {
         return Ok(());
     }
-    let error = Diagnostic::error(format!("the frontend `{name}` is not supported: kiln builds the language of docker/dockerfile only"));
-    let error = error.with_hint("remove the `syntax` directive if the file is a Dockerfile");
+    let error =
+        Diagnostic::error(format!("the frontend `{name}` is not supported: kiln builds the language of docker/dockerfile only"));
     Err(match span {
-        Some(span) => error.at(span),
-        None => error,
+        Some(span) => error.at(span).with_hint("remove the `syntax` directive if the file is a Dockerfile"),
+        None => error.with_hint("leave out the build argument BUILDKIT_SYNTAX if the file is a Dockerfile"),
     })
 }
 

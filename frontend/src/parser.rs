@@ -64,7 +64,8 @@ pub fn split(source: &Source) -> Lines {
     while let Some((number, raw)) = reader.line() {
         let at = source.span_of_lines(number, number);
         if raw.len() > MAX_LINE {
-            out.diagnostics.push(Diagnostic::error(format!("dockerfile line greater than max allowed size of {MAX_LINE}")).at(at));
+            out.diagnostics
+                .push(Diagnostic::error(format!("dockerfile line greater than max allowed size of {MAX_LINE}")).at(at));
             return out;
         }
         let trimmed = raw.trim_start();
@@ -348,7 +349,11 @@ mod tests {
         ];
         for (text, flags, rest) in rows {
             let line = split_line(text);
-            assert_eq!((line.flags.iter().map(String::as_str).collect::<Vec<_>>().as_slice(), line.rest.as_str()), (*flags, *rest), "{text}");
+            assert_eq!(
+                (line.flags.iter().map(String::as_str).collect::<Vec<_>>().as_slice(), line.rest.as_str()),
+                (*flags, *rest),
+                "{text}"
+            );
         }
     }
 
@@ -366,7 +371,11 @@ mod tests {
         for (text, syntax, escape, check) in rows {
             let got = lines(text).directives;
             let value = |v: &Option<(String, Span)>| v.as_ref().map(|(v, _)| v.clone());
-            assert_eq!((value(&got.syntax).as_deref(), got.escape, value(&got.check).as_deref()), (syntax, escape, check), "{text:?}");
+            assert_eq!(
+                (value(&got.syntax).as_deref(), got.escape, value(&got.check).as_deref()),
+                (syntax, escape, check),
+                "{text:?}"
+            );
         }
         for (text, want) in [
             ("# escape=`\n# escape=`\n", "only one escape parser directive can be used"),
@@ -403,6 +412,10 @@ mod tests {
     #[test]
     fn long_lines() {
         assert!(lines(&format!("RUN {}", "x".repeat(MAX_LINE - 4))).diagnostics.is_empty());
-        assert!(lines(&format!("RUN {}", "x".repeat(MAX_LINE - 3))).diagnostics[0].message.contains("greater than max allowed size of 65535"));
+        assert!(
+            lines(&format!("RUN {}", "x".repeat(MAX_LINE - 3))).diagnostics[0]
+                .message
+                .contains("greater than max allowed size of 65535")
+        );
     }
 }

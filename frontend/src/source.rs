@@ -58,7 +58,9 @@ impl Source {
             Ok(text) => Ok(Source::from_text(name, text)),
             Err(error) => {
                 let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
-                Err(Diagnostic::error(format!("{name} is not UTF-8 text: line {line} holds a byte that is not part of a character")))
+                Err(Diagnostic::error(format!(
+                    "{name} is not UTF-8 text: line {line} holds a byte that is not part of a character"
+                )))
             }
         }
     }

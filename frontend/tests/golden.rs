@@ -1,6 +1,8 @@
 //! Folders of examples: `testdata/parser/*` (what the parser makes of a file) and `testdata/rejected/*` (the exact text
 //! that a mistake is answered with). Run with `KILN_BLESS=1` to write the answers anew, then read the difference.
 
+#![allow(clippy::unwrap_used, reason = "a panic is a failure")]
+
 mod support;
 
 use std::fmt::Write as _;
@@ -12,7 +14,8 @@ use support::Fixture;
 
 fn folders(kind: &str) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(kind);
-    let mut out: Vec<PathBuf> = fs::read_dir(&root).unwrap_or_else(|e| panic!("{}: {e}", root.display())).map(|e| e.unwrap().path()).collect();
+    let mut out: Vec<PathBuf> =
+        fs::read_dir(&root).unwrap_or_else(|e| panic!("{}: {e}", root.display())).map(|e| e.unwrap().path()).collect();
     out.sort();
     assert!(!out.is_empty());
     out

@@ -19,10 +19,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 #[test]
 fn scratch_has_a_path_and_a_directory() {
-    check(
-        "FROM scratch\n",
-        &format!("target none\nconfig {{\"Env\":[\"PATH={PATH}\"],\"WorkingDir\":\"/\"}}"),
-    );
+    check("FROM scratch\n", &format!("target none\nconfig {{\"Env\":[\"PATH={PATH}\"],\"WorkingDir\":\"/\"}}"));
 }
 
 #[test]
@@ -88,22 +85,37 @@ fn arguments_and_variables() {
         ("FROM busybox\nENV a=b\\ c d=\"e f\"", &["ENV a=b c d=e f"]),
         ("FROM busybox\nENV X=e\nARG X=a\nRUN x", &["ENV X=e", "ARG X=a", "RUN |1 X=a /bin/sh -c x # buildkit"]),
         ("FROM busybox\nARG X=a\nENV X=e\nRUN x", &["ARG X=a", "ENV X=e", "RUN |1 X=e /bin/sh -c x # buildkit"]),
-        ("ARG V=1\nFROM busybox\nRUN x\nARG V\nRUN x", &["RUN /bin/sh -c x # buildkit", "ARG V=1", "RUN |1 V=1 /bin/sh -c x # buildkit"]),
+        (
+            "ARG V=1\nFROM busybox\nRUN x\nARG V\nRUN x",
+            &["RUN /bin/sh -c x # buildkit", "ARG V=1", "RUN |1 V=1 /bin/sh -c x # buildkit"],
+        ),
         ("FROM busybox AS b\nARG Z=1\nFROM b\nRUN x", &["ARG Z=1", "RUN |1 Z=1 /bin/sh -c x # buildkit"]),
         ("FROM busybox\nARG G=d N\nRUN x", &["ARG G=given N", "RUN |2 G=given N= /bin/sh -c x # buildkit"]),
-        ("FROM busybox\nARG TARGETPLATFORM BUILDARCH\nUSER $TARGETPLATFORM-$BUILDARCH", &["ARG TARGETPLATFORM=linux/amd64 BUILDARCH=amd64", "USER linux/amd64-amd64"]),
+        (
+            "FROM busybox\nARG TARGETPLATFORM BUILDARCH\nUSER $TARGETPLATFORM-$BUILDARCH",
+            &["ARG TARGETPLATFORM=linux/amd64 BUILDARCH=amd64", "USER linux/amd64-amd64"],
+        ),
         ("FROM busybox AS st\nARG TARGETSTAGE\n", &["ARG TARGETSTAGE=st"]),
         ("FROM busybox\nARG TARGETSTAGE\n", &["ARG TARGETSTAGE=default"]),
         ("FROM busybox\nARG A=1 B=$A\nLABEL a=$A b=${B:-x}", &["ARG A=1 B=1", "LABEL a=1 b=1"]),
-        ("FROM busybox\nSHELL [\"/bin/bash\", \"-c\"]\nRUN x\nRUN [\"y\"]", &["SHELL [/bin/bash -c]", "RUN /bin/bash -c x # buildkit", "RUN y # buildkit"]),
+        (
+            "FROM busybox\nSHELL [\"/bin/bash\", \"-c\"]\nRUN x\nRUN [\"y\"]",
+            &["SHELL [/bin/bash -c]", "RUN /bin/bash -c x # buildkit", "RUN y # buildkit"],
+        ),
         ("FROM busybox\nVOLUME /a $PATH\nSTOPSIGNAL 9\nMAINTAINER me", &["VOLUME [/a /bin]", "STOPSIGNAL 9", "MAINTAINER me"]),
         ("FROM busybox\nWORKDIR a\nWORKDIR ../b\nWORKDIR /", &["WORKDIR /a", "WORKDIR /b", "WORKDIR /"]),
-        ("FROM busybox\nHEALTHCHECK --interval=5s CMD a b", &["HEALTHCHECK &{[\"CMD-SHELL\" \"a b\"] \"5s\" \"0s\" \"0s\" \"0s\" '\\x00'}"]),
+        (
+            "FROM busybox\nHEALTHCHECK --interval=5s CMD a b",
+            &["HEALTHCHECK &{[\"CMD-SHELL\" \"a b\"] \"5s\" \"0s\" \"0s\" \"0s\" '\\x00'}"],
+        ),
         ("FROM busybox\nENTRYPOINT []", &["ENTRYPOINT []"]),
         ("FROM busybox\nEXPOSE 80 90-92/UDP $P", &["EXPOSE [80/tcp 90/udp 91/udp 92/udp]"]),
         ("FROM busybox\nARG P=\"1 2\"\nEXPOSE $P", &["ARG P=1 2", "EXPOSE [1/tcp 2/tcp]"]),
         ("# escape=`\nFROM busybox\nENV a=`$x b=\\y", &["ENV a=$x b=\\y"]),
-        ("FROM busybox\nADD --chmod=u=rwX --checksum=sha256:0000000000000000000000000000000000000000000000000000000000000000 http://h/f /d/", &["ADD --chmod=u=rwX http://h/f /d/ # buildkit"]),
+        (
+            "FROM busybox\nADD --chmod=u=rwX --checksum=sha256:0000000000000000000000000000000000000000000000000000000000000000 http://h/f /d/",
+            &["ADD --chmod=u=rwX http://h/f /d/ # buildkit"],
+        ),
         ("FROM busybox\nCOPY --link --parents --exclude=x a /b", &["COPY --parents a /b # buildkit"]),
         ("FROM busybox\nCOPY x <<A <<-'B' /d/\n$HOME\nA\n\t$HOME\n\tB", &["COPY x <<A <<B /d/ # buildkit"]),
     ];
@@ -214,7 +226,10 @@ fn options() {
         ..Fixture::default()
     };
     let build = fixture.lower("FROM busybox AS a\nLABEL a=1 b=2\nRUN x\nFROM a AS b\nWORKDIR /x\nRUN y\nFROM missing\n");
-    assert_eq!(build.image.config.config.labels.into_iter().collect::<Vec<_>>(), [("a".into(), "cli".into()), ("b".into(), "2".into())]);
+    assert_eq!(
+        build.image.config.config.labels.into_iter().collect::<Vec<_>>(),
+        [("a".into(), "cli".into()), ("b".into(), "2".into())]
+    );
     let flags: Vec<_> = build.graph.vertices.iter().map(|v| (v.stage.as_str(), v.no_cache)).collect();
     assert_eq!(flags, [("a", false), ("a", false), ("b", false), ("b", true)]);
     let kiln_frontend::graph::Op::Exec(exec) = &build.graph.vertices[1].op else { panic!() };

@@ -3,7 +3,16 @@
 use super::*;
 
 fn env() -> Env {
-    Env::from_texts(["PWD=/home", "SHELL=bash", "KOREAN=한국어", "NULL=", "ARCH=x86_64", "P=a/b/c.tar.gz", "STAR=a*b*c", "SP=1 2"])
+    Env::from_texts([
+        "PWD=/home",
+        "SHELL=bash",
+        "KOREAN=한국어",
+        "NULL=",
+        "ARCH=x86_64",
+        "P=a/b/c.tar.gz",
+        "STAR=a*b*c",
+        "SP=1 2",
+    ])
 }
 
 #[test]

@@ -117,7 +117,8 @@ fn exclusions() {
 
 #[test]
 fn the_walk_agrees_with_single_questions() {
-    let files = ["*\n!a/b", "a\n!a/x\n", "**/*.o\n!keep/**", "a\n!a/x\na/x/y\n!a/x/y/z", "!a\na/b", "*\n!*/x", "", "**\n!**/x\na/**"];
+    let files =
+        ["*\n!a/b", "a\n!a/x\n", "**/*.o\n!keep/**", "a\n!a/x\na/x/y\n!a/x/y/z", "!a\na/b", "*\n!*/x", "", "**\n!**/x\na/**"];
     let names = ["a", "b", "x", "y", "z", "m.o", "keep"];
     for file in files {
         let matcher = PatternMatcher::parse(file.as_bytes()).unwrap();
@@ -128,7 +129,10 @@ fn the_walk_agrees_with_single_questions() {
                 let path = format!("{one}/{two}");
                 let (second, below) = matcher.step(&state, path.as_bytes());
                 assert_eq!(second, matcher.matches(path.as_bytes()), "{file:?} {path}");
-                assert!(second || !top || !matcher.can_skip(one.as_bytes(), &state), "{file:?} {one} was skipped, but {path} is in");
+                assert!(
+                    second || !top || !matcher.can_skip(one.as_bytes(), &state),
+                    "{file:?} {one} was skipped, but {path} is in"
+                );
                 for three in names {
                     let path = format!("{path}/{three}");
                     let (third, _) = matcher.step(&below, path.as_bytes());
@@ -182,7 +186,16 @@ fn mistakes() {
 
 #[test]
 fn cleaning() {
-    let rows = [("", "."), ("a//b/", "a/b"), ("./a", "a"), ("/../a", "/a"), ("../a", "../a"), ("a/..", "."), ("/", "/"), ("../..", "../..")];
+    let rows = [
+        ("", "."),
+        ("a//b/", "a/b"),
+        ("./a", "a"),
+        ("/../a", "/a"),
+        ("../a", "../a"),
+        ("a/..", "."),
+        ("/", "/"),
+        ("../..", "../.."),
+    ];
     for (path, want) in rows {
         assert_eq!(clean(path.as_bytes()), want.as_bytes(), "{path}");
     }

@@ -8,8 +8,8 @@ mod parse;
 pub use check::{casing_lints, stage_name_lints};
 pub use health::{format_duration, parse_duration};
 pub use mount::{MountSpec, MountType, parse_mount};
-pub(crate) use parse::{json_form, parse_trigger};
 pub use parse::{INSTRUCTIONS, parse_lines};
+pub(crate) use parse::{json_form, parse_trigger};
 
 use kiln_oci::config::Healthcheck;
 

@@ -66,8 +66,25 @@ pub struct MountSpec {
 }
 
 const KEYS: [&str; 19] = [
-    "type", "from", "source", "target", "readonly", "id", "sharing", "required", "size", "mode", "uid", "gid", "src", "dst",
-    "destination", "ro", "rw", "readwrite", "env",
+    "type",
+    "from",
+    "source",
+    "target",
+    "readonly",
+    "id",
+    "sharing",
+    "required",
+    "size",
+    "mode",
+    "uid",
+    "gid",
+    "src",
+    "dst",
+    "destination",
+    "ro",
+    "rw",
+    "readwrite",
+    "env",
 ];
 
 /// Reads a `--mount` value. `expand` is applied to each value.
@@ -316,7 +333,10 @@ mod tests {
         for (text, want) in rows {
             assert_eq!(parse(text).unwrap_err(), want, "{text}");
         }
-        assert_eq!(mount_from("from=$x").unwrap_err().message, "'from' doesn't support variable expansion, define alias stage instead");
+        assert_eq!(
+            mount_from("from=$x").unwrap_err().message,
+            "'from' doesn't support variable expansion, define alias stage instead"
+        );
         assert_eq!(mount_from("from=a,target=$x").unwrap().as_deref(), Some("a"));
     }
 

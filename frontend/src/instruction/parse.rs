@@ -17,8 +17,24 @@ use crate::source::{Source, Span};
 
 /// Every keyword, in upper case.
 pub const INSTRUCTIONS: [&str; 18] = [
-    "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER", "ONBUILD", "RUN",
-    "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
+    "ADD",
+    "ARG",
+    "CMD",
+    "COPY",
+    "ENTRYPOINT",
+    "ENV",
+    "EXPOSE",
+    "FROM",
+    "HEALTHCHECK",
+    "LABEL",
+    "MAINTAINER",
+    "ONBUILD",
+    "RUN",
+    "SHELL",
+    "STOPSIGNAL",
+    "USER",
+    "VOLUME",
+    "WORKDIR",
 ];
 
 type Outcome<T> = Result<T, Diagnostic>;
@@ -110,7 +126,11 @@ fn parse_line(line: &Line, escape: char, lints: &mut Vec<Diagnostic>) -> Outcome
         }
         "HEALTHCHECK" => Kind::Healthcheck(healthcheck(line)?),
         "MAINTAINER" => {
-            lints.push(Diagnostic::lint(Rule::MaintainerDeprecated, "Maintainer instruction is deprecated in favor of using label", line.span));
+            lints.push(Diagnostic::lint(
+                Rule::MaintainerDeprecated,
+                "Maintainer instruction is deprecated in favor of using label",
+                line.span,
+            ));
             Kind::Maintainer(whole(line, "MAINTAINER")?)
         }
         "ONBUILD" => Kind::Onbuild(onbuild(line)?),
@@ -303,7 +323,8 @@ fn from(line: &Line, lints: &mut Vec<Diagnostic>) -> Outcome<Stage> {
             let lower = written.to_lowercase();
             let sound = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.');
             if !lower.starts_with(|c: char| c.is_ascii_lowercase()) || !lower.chars().all(sound) {
-                let message = format!("invalid name for build stage: {written:?}, name can't start with a number or contain symbols");
+                let message =
+                    format!("invalid name for build stage: {written:?}, name can't start with a number or contain symbols");
                 return Err(Diagnostic::error(message));
             }
             if *written != lower {
@@ -319,7 +340,10 @@ fn from(line: &Line, lints: &mut Vec<Diagnostic>) -> Outcome<Stage> {
             }
             name = Some(lower);
         }
-        _ => return Err(Diagnostic::error("FROM requires either one or three arguments")),
+        _ => {
+            let hint = "write `FROM IMAGE` or `FROM IMAGE AS NAME`";
+            return Err(Diagnostic::error("FROM requires either one or three arguments").with_hint(hint));
+        }
     }
     let flags = Flags::parse(line, &[("platform", FlagKind::Text)])?;
     let comment = name.as_deref().and_then(|name| described(line, name));
@@ -406,15 +430,12 @@ fn transfer(line: &Line, is_add: bool) -> Outcome<Transfer> {
     let name = if is_add { "ADD" } else { "COPY" };
     let mut args = list(&line.rest)?;
     if args.len() < 2 {
-        let message = format!("{name} requires at least two arguments, but only one was provided. Destination could not be determined");
+        let message =
+            format!("{name} requires at least two arguments, but only one was provided. Destination could not be determined");
         return Err(Diagnostic::error(message));
     }
-    let mut known = vec![
-        ("chown", FlagKind::Text),
-        ("chmod", FlagKind::Text),
-        ("link", FlagKind::Bool),
-        ("exclude", FlagKind::Texts),
-    ];
+    let mut known =
+        vec![("chown", FlagKind::Text), ("chmod", FlagKind::Text), ("link", FlagKind::Bool), ("exclude", FlagKind::Texts)];
     known.extend(if is_add {
         [("keep-git-dir", FlagKind::Bool), ("checksum", FlagKind::Text), ("unpack", FlagKind::Bool)]
     } else {
@@ -501,7 +522,7 @@ fn healthcheck(line: &Line) -> Outcome<HealthcheckSpec> {
     check.start_period = interval(&flags, "start-period")?;
     check.start_interval = interval(&flags, "start-interval")?;
     if let Some(text) = flags.text("retries").filter(|t| !t.is_empty()) {
-        let retries: i32 = text.parse().map_err(|_| Diagnostic::error(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))?;
+        let retries: i32 = text.parse().map_err(|_| Diagnostic::error(format!("--retries must be a number, not {text:?}")))?;
         if retries < 0 {
             return Err(Diagnostic::error(format!("--retries cannot be negative ({retries})")));
         }
@@ -514,7 +535,9 @@ fn healthcheck(line: &Line) -> Outcome<HealthcheckSpec> {
 fn interval(flags: &Flags, key: &str) -> Outcome<i64> {
     const SMALLEST: i64 = 1_000_000;
     let Some(text) = flags.text(key).filter(|t| !t.is_empty()) else { return Ok(0) };
-    let value = parse_duration(text).map_err(Diagnostic::error)?;
+    let value = parse_duration(text).map_err(|error| {
+        Diagnostic::error(format!("--{key}: {error}")).with_hint("write a number and a unit: `500ms`, `5s`, `1m30s`")
+    })?;
     if value != 0 && value < SMALLEST {
         let message = format!("Interval {key:?} cannot be less than {}", format_duration(SMALLEST));
         return Err(Diagnostic::error(message));

@@ -234,7 +234,8 @@ impl<'a> Plan<'a> {
 
     /// Those of `names` that no `ARG` before the first `FROM` declares.
     fn undeclared(&self, names: &BTreeSet<String>) -> Vec<String> {
-        let declared = |name: &str| self.parsed.dockerfile.global_args.iter().any(|(args, _)| args.iter().any(|arg| arg.name == name));
+        let declared =
+            |name: &str| self.parsed.dockerfile.global_args.iter().any(|(args, _)| args.iter().any(|arg| arg.name == name));
         names.iter().filter(|name| !declared(name)).cloned().collect()
     }
 
@@ -265,8 +266,12 @@ impl<'a> Plan<'a> {
 
     fn platform_lints(&mut self, stage: &Stage, written: &str, expanded: &crate::expand::Expansion) {
         let variables = (expanded.matched.len(), expanded.unmatched.len());
-        if variables == (1, 0) && expanded.matched.contains("TARGETPLATFORM") && self.global_args.get("TARGETPLATFORM") == Some(&expanded.text) {
-            let message = format!("Setting platform to predefined {written} in FROM is redundant as this is the default behavior");
+        if variables == (1, 0)
+            && expanded.matched.contains("TARGETPLATFORM")
+            && self.global_args.get("TARGETPLATFORM") == Some(&expanded.text)
+        {
+            let message =
+                format!("Setting platform to predefined {written} in FROM is redundant as this is the default behavior");
             self.lints.push(Diagnostic::lint(Rule::RedundantTargetPlatform, message, stage.span));
         }
         if let ((0, 0), Ok(platform)) = (variables, Platform::parse(&expanded.text)) {
@@ -316,7 +321,9 @@ impl<'a> Plan<'a> {
             },
             Kind::Run(run) => {
                 let from = run.mount_from.clone();
-                from.iter().map(|from| from.as_deref().map(|f| self.source(f, span)).transpose()).collect::<Result<Vec<_>, _>>()?
+                from.iter()
+                    .map(|from| from.as_deref().map(|f| self.source(f, span)).transpose())
+                    .collect::<Result<Vec<_>, _>>()?
             }
             _ => Vec::new(),
         };
@@ -352,15 +359,22 @@ impl<'a> Plan<'a> {
                     if !self.nodes[source].declared || source < index {
                         continue;
                     }
-                    let message = if self.reachable(source).contains(&index) {
-                        format!("circular dependency detected on stage: {}", node.label)
-                    } else if let Kind::Copy(transfer) = &command.instruction.kind {
+                    if self.reachable(source).contains(&index) {
+                        let message = format!("circular dependency detected on stage: {}", node.label);
+                        errors.push(Diagnostic::error(message).at(command.instruction.span));
+                        continue;
+                    }
+                    let message = if let Kind::Copy(transfer) = &command.instruction.kind {
                         let from = transfer.from.as_deref().unwrap_or_default();
                         format!("cannot copy from stage {from:?}, it needs to be defined before current stage {:?}", node.label)
                     } else {
-                        format!("cannot mount from stage {:?}, it needs to be defined before current stage {:?}", self.nodes[source].label, node.label)
+                        format!(
+                            "cannot mount from stage {:?}, it needs to be defined before current stage {:?}",
+                            self.nodes[source].label, node.label
+                        )
                     };
-                    errors.push(Diagnostic::error(message).at(command.instruction.span));
+                    let hint = format!("move the stage `{}` above the stage `{}`", self.nodes[source].label, node.label);
+                    errors.push(Diagnostic::error(message).at(command.instruction.span).with_hint(hint));
                 }
             }
         }
@@ -435,9 +449,10 @@ impl<'a> Plan<'a> {
     fn triggers(&self, index: usize, bases: &Bases) -> Vec<String> {
         match &self.nodes[index].base {
             Base::Scratch => Vec::new(),
-            Base::Image(reference) => {
-                bases.get(reference, &self.nodes[index].platform).map(|image| image.config.config.on_build.clone()).unwrap_or_default()
-            }
+            Base::Image(reference) => bases
+                .get(reference, &self.nodes[index].platform)
+                .map(|image| image.config.config.on_build.clone())
+                .unwrap_or_default(),
             Base::Node(base) => {
                 let commands = self.nodes[*base].commands.iter().filter(|c| !c.on_build);
                 let text = |command: &Command| match &command.instruction.kind {

@@ -137,7 +137,12 @@ impl Lowering<'_> {
         let have = config.platform();
         let want = &node.platform;
         if node.declared && (have.os != want.os || have.architecture != want.architecture) {
-            let message = format!("Base image {} was pulled with platform {:?}, expected {:?} for current build", node.written, have.to_string(), want.to_string());
+            let message = format!(
+                "Base image {} was pulled with platform {:?}, expected {:?} for current build",
+                node.written,
+                have.to_string(),
+                want.to_string()
+            );
             self.lints.push(Diagnostic::lint(Rule::InvalidBaseImagePlatform, message, node.span));
         }
         let is_empty = config.rootfs.diff_ids.is_empty() && config.history.iter().all(|entry| entry.empty_layer);
@@ -158,7 +163,8 @@ impl Lowering<'_> {
 
     fn push(&mut self, stage: &Stage, name: String, span: Span, no_cache: bool, op: Op) -> VertexId {
         let id = VertexId(self.graph.vertices.len());
-        let vertex = Vertex { name, span: Some(span), stage: stage.label.clone(), no_cache, platform: stage.platform.clone(), op };
+        let vertex =
+            Vertex { name, span: Some(span), stage: stage.label.clone(), no_cache, platform: stage.platform.clone(), op };
         self.graph.vertices.push(vertex);
         id
     }
@@ -339,7 +345,8 @@ impl Lowering<'_> {
                     self.lints.push(Diagnostic::lint(Rule::ExposeProtoCasing, message, i.span));
                 }
                 if parsed.host_part {
-                    let message = format!("EXPOSE instruction should not define an IP address or host-port mapping, found '{word}'");
+                    let message =
+                        format!("EXPOSE instruction should not define an IP address or host-port mapping, found '{word}'");
                     self.lints.push(Diagnostic::lint(Rule::ExposeInvalidFormat, message, i.span));
                 }
                 all.extend(parsed.ports);
@@ -359,7 +366,8 @@ impl Lowering<'_> {
             CommandLine::Shell(text) => {
                 if stage.config.config.shell.is_none() {
                     let word = &i.keyword;
-                    let message = format!("JSON arguments recommended for {word} to prevent unintended behavior related to OS signals");
+                    let message =
+                        format!("JSON arguments recommended for {word} to prevent unintended behavior related to OS signals");
                     self.lints.push(Diagnostic::lint(Rule::JSONArgsRecommended, message, i.span));
                 }
                 stage.shell_args(text)
@@ -369,7 +377,10 @@ impl Lowering<'_> {
 
     fn used_once(&mut self, i: &Instruction, before: Option<Span>) {
         if let Some(span) = before {
-            let message = format!("Multiple {} instructions should not be used in the same stage because only the last one will be used", i.keyword);
+            let message = format!(
+                "Multiple {} instructions should not be used in the same stage because only the last one will be used",
+                i.keyword
+            );
             self.lints.push(Diagnostic::lint(Rule::MultipleInstructionsDisallowed, message, span));
         }
     }

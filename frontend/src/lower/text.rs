@@ -115,7 +115,8 @@ mod tests {
         ] {
             assert_eq!(quote(text), want);
         }
-        let check = Healthcheck { test: vec!["CMD".into(), "a".into()], interval: 5_000_000_000, retries: 3, ..Healthcheck::default() };
+        let check =
+            Healthcheck { test: vec!["CMD".into(), "a".into()], interval: 5_000_000_000, retries: 3, ..Healthcheck::default() };
         assert_eq!(quote_health(&check), r#"&{["CMD" "a"] "5s" "0s" "0s" "0s" '\x03'}"#);
         let check = Healthcheck { test: vec!["NONE".into()], retries: 39, ..Healthcheck::default() };
         assert_eq!(quote_health(&check), r#"&{["NONE"] "0s" "0s" "0s" "0s" '\''}"#);

@@ -1,5 +1,10 @@
 //! A few base images, and a way to write down what lowering made.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "test support: each binary uses its own part, and a panic is a failure"
+)]
 
 use std::fmt::Write as _;
 
@@ -134,7 +139,9 @@ pub fn dump(build: &Build) -> String {
                         MountFrom::Vertex(id) => input(id),
                     };
                     let kind = match &mount.kind {
-                        MountKind::Bind(b) => format!("bind:{}:{}{}", from(b.from), b.source, if b.writable { ":rw" } else { "" }),
+                        MountKind::Bind(b) => {
+                            format!("bind:{}:{}{}", from(b.from), b.source, if b.writable { ":rw" } else { "" })
+                        }
                         MountKind::Cache(c) => format!("cache:{}:{:?}:{:o}:{}:{}", c.id, c.sharing, c.mode, c.uid, c.gid),
                         MountKind::Tmpfs { size } => format!("tmpfs:{}", size.unwrap_or(0)),
                     };
@@ -155,7 +162,12 @@ pub fn dump(build: &Build) -> String {
     let _ = writeln!(out, "config {}", serde_json::to_string(&build.image.config.config).unwrap());
     for entry in &build.image.history {
         assert_eq!(entry.comment, "buildkit.dockerfile.v0");
-        let _ = writeln!(out, "{} {}", if entry.empty_layer { "-" } else { "+" }, entry.created_by.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'"));
+        let _ = writeln!(
+            out,
+            "{} {}",
+            if entry.empty_layer { "-" } else { "+" },
+            entry.created_by.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'")
+        );
     }
     for warning in &build.warnings {
         let _ = writeln!(out, "warn {}: {}", warning.rule.map_or("", |r| r.name()), warning.message);

@@ -33,7 +33,9 @@ impl Lowering<'_> {
                 (Address::Http, true) => CopySource::Http(path.clone()),
                 (Address::Git, true) => {
                     let hint = "clone it in a RUN, or hand it in as the build context";
-                    return Err(Diagnostic::error(format!("ADD of a git repository is not supported yet: {path}")).with_hint(hint));
+                    return Err(
+                        Diagnostic::error(format!("ADD of a git repository is not supported yet: {path}")).with_hint(hint)
+                    );
                 }
                 (Address::Http, false) => {
                     return Err(Diagnostic::error("source can't be a URL for COPY").with_hint("use ADD to download"));
