@@ -14,11 +14,11 @@ use table::{NEWEST, Rule, TABLE};
 pub(crate) fn program() -> Vec<Instruction> {
     #[cfg(target_arch = "x86_64")]
     return program_for(&[
-        (AUDIT_ARCH_X86_64, numbers(|row| row.2), Some(X32_BIT)),
-        (AUDIT_ARCH_I386, numbers(|row| row.3), None),
+        Architecture { id: AUDIT_ARCH_X86_64, numbers: numbers(|row| row.2), closed_from: Some(X32_BIT) },
+        Architecture { id: AUDIT_ARCH_I386, numbers: numbers(|row| row.3), closed_from: None },
     ]);
     #[cfg(target_arch = "aarch64")]
-    return program_for(&[(AUDIT_ARCH_AARCH64, numbers(|row| row.4), None)]);
+    return program_for(&[Architecture { id: AUDIT_ARCH_AARCH64, numbers: numbers(|row| row.4), closed_from: None }]);
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -33,6 +33,15 @@ const AUDIT_ARCH_AARCH64: u32 = 0xc000_00b7;
 /// Set in the number of every x32 call.
 #[cfg(target_arch = "x86_64")]
 const X32_BIT: u32 = 0x4000_0000;
+
+/// One way into the kernel.
+struct Architecture {
+    id: u32,
+    /// What it allows, by number.
+    numbers: Vec<(u32, Rule)>,
+    /// Numbers from here on don't exist.
+    closed_from: Option<u32>,
+}
 
 /// What is to be done with a range of numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,16 +69,16 @@ const RETURN_ERRNO: u32 = 0x0005_0000;
 const EPERM: u32 = RETURN_ERRNO | libc::EPERM as u32;
 const ENOSYS: u32 = RETURN_ERRNO | libc::ENOSYS as u32;
 
-fn program_for(architectures: &[(u32, Vec<(u32, Rule)>, Option<u32>)]) -> Vec<Instruction> {
+fn program_for(architectures: &[Architecture]) -> Vec<Instruction> {
     let mut program = vec![load(ARCHITECTURE)];
-    for (architecture, numbers, closed_from) in architectures {
+    for Architecture { id, numbers, closed_from } in architectures {
         let mut body = vec![load(NUMBER)];
         if let Some(bit) = closed_from {
             body.extend([jump(JGE, *bit, 0, 1), ret(ENOSYS)]);
         }
         body.extend(search(&ranges(numbers)));
         // A jump reaches 255 instructions; the unconditional one reaches everywhere.
-        program.extend([jump(JEQ, *architecture, 1, 0), jump(JA, body.len() as u32, 0, 0)]);
+        program.extend([jump(JEQ, *id, 1, 0), jump(JA, body.len() as u32, 0, 0)]);
         program.extend(body);
     }
     program.push(ret(EPERM));

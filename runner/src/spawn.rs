@@ -121,9 +121,8 @@ impl Supervisor {
                     waits.push((Source::Stream(stream), PollFd::new(fd, PollFlags::IN)));
                 }
             }
-            match wishes.next(cancel) {
-                Some(fd) => waits.push((Source::Cancel, PollFd::from_borrowed_fd(fd, PollFlags::IN))),
-                None => {}
+            if let Some(fd) = wishes.next(cancel) {
+                waits.push((Source::Cancel, PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             }
             let ready = poll(&mut waits, timeout)?;
             for source in ready {

@@ -33,8 +33,11 @@ pub(crate) struct Metadata {
     gid: u32,
     mtime: (i64, i64),
     /// Sorted; without overlay's own.
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    xattrs: Vec<Attribute>,
 }
+
+/// Name and value of an extended attribute.
+type Attribute = (Vec<u8>, Vec<u8>);
 
 /// What a mount needs to be attached to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,7 +150,7 @@ fn metadata(directory: BorrowedFd<'_>) -> Result<Metadata, Errno> {
 }
 
 /// The extended attributes that a layer would hold.
-fn xattrs(directory: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+fn xattrs(directory: BorrowedFd<'_>) -> Result<Vec<Attribute>, Errno> {
     let mut names = vec![0u8; 64 << 10];
     let length = match rustix::fs::flistxattr(directory, &mut names[..]) {
         Ok(length) => length,

@@ -35,6 +35,9 @@ pub fn unknown_users() {
     }
 }
 
+/// What to put in the place of a passwd file.
+type Maker<'a> = (&'a str, &'a dyn Fn(&Path));
+
 /// C18, C19: a passwd file that is something else ends at once.
 pub fn hostile_passwd_files() {
     let secret = tempfile::NamedTempFile::new().unwrap();
@@ -46,7 +49,7 @@ pub fn hostile_passwd_files() {
     let directory = |path: &Path| std::fs::create_dir(path).unwrap();
     let looping = |path: &Path| symlink("passwd", path).unwrap();
     let large = |path: &Path| std::fs::File::create(path).unwrap().set_len(1 << 40).unwrap();
-    let makers: [(&str, &dyn Fn(&Path)); 7] = [
+    let makers: [Maker<'_>; 7] = [
         ("fifo", &fifo),
         ("a link to a host file", &outside),
         ("a link to an endless device", &endless),
@@ -60,8 +63,7 @@ pub fn hostile_passwd_files() {
         let etc = step.subdir("upper/etc");
         make(&etc.join("passwd"));
         let begin = Instant::now();
-        let ran = step.spec.clone();
-        step.spec = kiln_runner::RunSpec { user: "spy".into(), ..ran };
+        step.spec.user = "spy".into();
         assert_eq!(step.sh("id").error(), "unable to find user spy: no matching entries in passwd file", "{what}");
         step.spec.user = "1234".into();
         assert_eq!(step.sh("echo $HOME").ok(), "/\n", "{what}");

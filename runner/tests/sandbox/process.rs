@@ -151,8 +151,11 @@ pub fn scripts() {
     assert_eq!(step.args(&["/script", "one"]).ok(), "/script one\n");
 }
 
+/// What is wrong, how to make it so, and what is said.
+type Row = (&'static str, fn(&mut kiln_runner::RunSpec), &'static str);
+
 pub fn invalid_requests() {
-    let rows: &[(&str, fn(&mut kiln_runner::RunSpec), &str)] = &[
+    let rows: &[Row] = &[
         ("no command", |spec| spec.args.clear(), "there is no command to run"),
         ("relative cwd", |spec| spec.cwd = "x".into(), "the working directory `x` is not an absolute path"),
         ("variable name", |spec| spec.env.push(("A=B".into(), "".into())), "`A=B` can't be the name of an environment variable"),
