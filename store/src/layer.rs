@@ -11,6 +11,6 @@ pub use pack::{PackError, PackOptions, PackStats, Packed, PackedError, pack, pac
 pub use unpack::{UnpackError, UnpackOptions, UnpackStats, unpack};
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -104,21 +104,21 @@ impl RootDir {
 
     /// Opens the directory at `path`, none of whose names may be a symbolic link; of any length.
     pub fn walk(&self, path: &ImagePath) -> Result<Self> {
-        if path.is_root() {
-            return self.try_clone();
-        }
-        if path.as_bytes().len() < 3000 {
-            // One call in place of one a name; PATH_MAX is 4096.
-            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-            let shown = self.shown_child(path.relative());
-            return match rustix::fs::openat2(&self.fd, path.relative(), DIR, Mode::empty(), resolve) {
-                Ok(fd) => Ok(Self { fd, shown }),
-                Err(e) => Err(FsError { operation: "open directory", path: shown, source: e.into() }),
-            };
-        }
         let mut at = self.try_clone()?;
-        for name in path.components() {
-            at = at.child(name)?;
+        let mut rest = path.relative();
+        while !rest.is_empty() {
+            // As much at once as the kernel takes (PATH_MAX is 4096).
+            let cut = match rest.len() {
+                0..WALK_AT_ONCE => rest.len(),
+                _ => rest[..WALK_AT_ONCE].iter().rposition(|b| *b == b'/').unwrap_or(rest.len()),
+            };
+            let shown = at.shown_child(&rest[..cut]);
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+            match rustix::fs::openat2(&at.fd, &rest[..cut], DIR, Mode::empty(), resolve) {
+                Ok(fd) => at = Self { fd, shown },
+                Err(e) => return Err(FsError { operation: "open directory", path: shown, source: e.into() }),
+            }
+            rest = rest.get(cut + 1..).unwrap_or_default();
         }
         Ok(at)
     }
@@ -390,6 +390,7 @@ impl RootDir {
 }
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const WALK_AT_ONCE: usize = 3000;
 const SET_XATTR: &str = "set an extended attribute of";
 
 fn set_attrs(fd: impl AsFd, attrs: &Attrs) -> std::result::Result<(), (&'static str, io::Error)> {

@@ -342,9 +342,19 @@ impl<R: Read> Reader<R> {
         while self.left > 0 {
             self.read_stored(&mut buffer)?;
         }
-        // The padding of the last entry may be missing along with the end marks.
-        let padding = std::mem::take(&mut self.padding) as usize;
-        self.fill_or_end(&mut buffer[..padding])?;
+        // The padding of the last entry may be missing, with the end marks.
+        let mut padding = std::mem::take(&mut self.padding) as usize;
+        while padding > 0 {
+            match self.inner.read(&mut buffer[..padding]) {
+                Ok(0) => return Ok(()),
+                Ok(n) => {
+                    self.at += n as u64;
+                    padding -= n;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
         Ok(())
     }
 
