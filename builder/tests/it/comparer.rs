@@ -29,7 +29,7 @@ fn image(script: &str, format: &str) -> Image {
 }
 
 fn found(a: &Image, b: &Image) -> Vec<String> {
-    differences(a, b, &Rules { built_after: 2000, ignore: Vec::new() })
+    differences(a, b, &Rules { built_after: 2000, ..Rules::default() })
 }
 
 #[test]

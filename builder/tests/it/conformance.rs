@@ -72,7 +72,7 @@ fn report(check: impl Fn(&Case, SystemTime) -> Result<Vec<String>, String> + Syn
 
 fn rules(case: &Case, started: SystemTime) -> Rules {
     let seconds = started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-    Rules { built_after: seconds as i64, ignore: case.ignore.clone() }
+    Rules { built_after: seconds as i64, ignore: case.ignore.clone(), only_capabilities: true }
 }
 
 /// What `docker build` and `docker save` make of the case.

@@ -5,8 +5,10 @@ use std::process::Command;
 
 use kiln_oci::digest::Digest;
 
+use crate::support::archive::Image;
 use crate::support::home::Home;
 use crate::support::lab::FileServer;
+use crate::support::tar;
 
 #[track_caller]
 fn builds(files: &[(&str, &str)], dockerfile: &str, extra: &[&str]) {
@@ -193,6 +195,46 @@ fn archives_that_end_early_are_refused() {
     }
     home.write("c/Dockerfile", "FROM busybox\nADD plain.zst /x/\nRUN test -f /x/plain.zst\n");
     home.run(["build", "c"]).ok();
+}
+
+/// Debian's BuildKit makes empty files of devices, drops fifos and attributes, and cuts modes to nine bits.
+#[test]
+fn files_of_every_kind_are_copied() {
+    let home = Home::new();
+    let script = r#"mkdir -p c/d && cd c/d && mkfifo fifo && echo x > attr && echo c > cap && chmod 755 cap && ln cap hard
+python3 - <<'P'
+import os, socket, struct
+os.setxattr("attr", "user.kiln", b"value\xff")
+os.setxattr("cap", "security.capability", struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0))
+socket.socket(socket.AF_UNIX).bind("socket")
+P"#;
+    let made = Command::new("sh").args(["-euc", script]).current_dir(home.path("")).status();
+    assert!(made.unwrap().success());
+    let dockerfile = "FROM busybox AS a\nRUN mkdir /k && mknod /k/n c 1 3 && mknod /k/b b 7 9 && mkfifo -m 640 /k/p && ln /k/p /k/q && chown 5:6 /k/n\n\
+        COPY --chmod=4711 Dockerfile /k/suid\n\
+        FROM busybox\nCOPY --from=a /k /k\nCOPY d /d\n\
+        RUN test \"$(stat -c '%F %t:%T %u:%g' /k/n)\" = 'character special file 1:3 5:6' && test \"$(stat -c '%F %t:%T' /k/b)\" = 'block special file 7:9'\n\
+        RUN test -p /k/p && test $(stat -c '%a %h' /k/p | tr -d ' ') = 6402 && test $(stat -c %a /k/suid) = 4711 && test -p /d/fifo && test ! -e /d/socket\n\
+        RUN grep -q '^user' /dev/null || test $(stat -c %h /d/cap) = 2\n";
+    home.context("c", dockerfile);
+    let archive = home.path("image.tar");
+    let output = format!("type=oci,dest={}", archive.display());
+    home.run(["build", "--output", &output, "c"]).ok();
+    let image = Image::read(&archive).unwrap();
+    let entries: Vec<_> = image.layers.iter().flat_map(|l| tar::entries(l).unwrap()).collect();
+    let xattr = |path: &[u8], name: &[u8]| {
+        let entry = entries.iter().rev().find(|e| e.path == path && e.kind == b'0').expect("the file is in a layer");
+        entry.xattrs.get(name).cloned()
+    };
+    assert_eq!(xattr(b"d/attr", b"user.kiln").as_deref(), Some(&b"value\xff"[..]));
+    assert_eq!(xattr(b"d/cap", b"security.capability").map(|v| v.len()), Some(20));
+}
+
+#[test]
+fn a_workdir_is_cleaned_before_it_is_made() {
+    let dockerfile = "FROM busybox\nWORKDIR /x/../y/./z/\nRUN test $(pwd) = /y/z && test ! -e /x\n\
+                      USER nobody-knows\nWORKDIR /unknown\nUSER 0\nRUN test $(stat -c %u:%g /unknown) = 0:0\n";
+    builds(&[], dockerfile, &[]);
 }
 
 /// What a later issue deepens answers with the line and says so; it never does something else in silence.

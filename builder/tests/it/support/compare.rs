@@ -16,6 +16,8 @@ pub(crate) struct Rules {
     pub(crate) built_after: i64,
     /// Paths left out, with all below them.
     pub(crate) ignore: Vec<String>,
+    /// Of extended attributes only `security.capability` counts: `docker save` writes no other.
+    pub(crate) only_capabilities: bool,
 }
 
 /// One line a difference; none when the images are the same.
@@ -91,7 +93,7 @@ fn history(a: &Value, b: &Value, found: &mut Vec<String>) {
 }
 
 /// The `created_by` text without what differs between versions of BuildKit: newer ones name the flags of COPY, write
-/// EXPOSE as a list, and know one more duration in HEALTHCHECK.
+/// EXPOSE as a list, know one more duration in HEALTHCHECK, and give an ARG the value that the command line gave it.
 fn same_text(text: &str) -> String {
     let Some((keyword, rest)) = text.split_once(' ') else { return text.to_owned() };
     match keyword {
@@ -105,6 +107,8 @@ fn same_text(text: &str) -> String {
             format!("EXPOSE {}", ports.into_iter().collect::<Vec<_>>().join(" "))
         }
         "HEALTHCHECK" => keyword.to_owned(),
+        // A value may hold blanks, so only the first name is sure.
+        "ARG" => format!("ARG {}", rest.split('=').next().unwrap_or_default()),
         _ => text.to_owned(),
     }
 }
@@ -242,7 +246,12 @@ fn files(a: &Tree, b: &Tree, rules: &Rules, found: &mut Vec<String>) {
         compare("content", x.content == y.content, format!("{:?}", x.content), format!("{:?}", y.content));
         compare("link", x.link == y.link, x.link.escape_ascii().to_string(), y.link.escape_ascii().to_string());
         compare("device", x.device == y.device, format!("{:?}", x.device), format!("{:?}", y.device));
-        compare("xattrs", x.xattrs == y.xattrs, shown_xattrs(x), shown_xattrs(y));
+        let xattrs = |n: &Node| -> BTreeMap<_, _> {
+            let counts = |name: &[u8]| !rules.only_capabilities || name == b"security.capability";
+            n.xattrs.clone().into_iter().filter(|(name, _)| counts(name)).collect()
+        };
+        let (kept_x, kept_y) = (xattrs(x), xattrs(y));
+        compare("xattrs", kept_x == kept_y, shown_xattrs(&kept_x), shown_xattrs(&kept_y));
         let name = |n: &Node| n.first_name.escape_ascii().to_string();
         compare("hard link of", x.first_name == y.first_name, name(x), name(y));
         let kept = x.kind == "file" && y.kind == "file" && x.mtime.min(y.mtime) < rules.built_after;
@@ -250,9 +259,9 @@ fn files(a: &Tree, b: &Tree, rules: &Rules, found: &mut Vec<String>) {
     }
 }
 
-fn shown_xattrs(node: &Node) -> String {
+fn shown_xattrs(xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> String {
     let one = |(k, v): (&Vec<u8>, &Vec<u8>)| format!("{}={}", k.escape_ascii(), v.escape_ascii());
-    format!("[{}]", node.xattrs.iter().map(one).collect::<Vec<_>>().join(", "))
+    format!("[{}]", xattrs.iter().map(one).collect::<Vec<_>>().join(", "))
 }
 
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
