@@ -134,6 +134,8 @@ pub(crate) struct BuildArgs {
     pub(crate) shm_size: Option<String>,
     #[command(flatten)]
     pub(crate) ignored: IgnoredBuildArgs,
+    #[command(flatten)]
+    pub(crate) later: LaterBuildArgs,
 }
 
 /// Flags of `docker build` that change nothing here, or nothing any more; each is answered with a warning.
@@ -167,6 +169,62 @@ pub(crate) struct IgnoredBuildArgs {
     pub(crate) cpuset_mems: Option<String>,
     #[arg(long, hide = true)]
     pub(crate) builder: Option<String>,
+    #[arg(long, hide = true)]
+    pub(crate) cgroup_parent: Option<String>,
+    #[arg(long, hide = true)]
+    pub(crate) cache_from: Vec<String>,
+    #[arg(long, hide = true)]
+    pub(crate) cache_to: Vec<String>,
+}
+
+/// Flags of `docker buildx build` that would change the result: they are refused until kiln can do what they ask.
+#[derive(Debug, Args, Default)]
+pub(crate) struct LaterBuildArgs {
+    #[arg(long, hide = true)]
+    pub(crate) secret: Vec<String>,
+    #[arg(long, hide = true)]
+    pub(crate) ssh: Vec<String>,
+    #[arg(long, hide = true)]
+    pub(crate) build_context: Vec<String>,
+    #[arg(long, hide = true)]
+    pub(crate) annotation: Vec<String>,
+    #[arg(long, hide = true)]
+    pub(crate) attest: Vec<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) provenance: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) sbom: Option<String>,
+    #[arg(long, hide = true)]
+    pub(crate) allow: Vec<String>,
+    #[arg(long, hide = true)]
+    pub(crate) ulimit: Vec<String>,
+    #[arg(long, hide = true)]
+    pub(crate) call: Option<String>,
+    #[arg(long, hide = true)]
+    pub(crate) check: bool,
+}
+
+impl LaterBuildArgs {
+    /// The first flag that asks for what kiln can't do yet.
+    pub(crate) fn asked(&self) -> Option<&'static str> {
+        let wanted =
+            |value: &Option<String>| value.as_deref().is_some_and(|value| !matches!(value, "false" | "0" | "disabled=true"));
+        let rows = [
+            ("--secret", !self.secret.is_empty()),
+            ("--ssh", !self.ssh.is_empty()),
+            ("--build-context", !self.build_context.is_empty()),
+            ("--annotation", !self.annotation.is_empty()),
+            ("--attest", !self.attest.is_empty()),
+            ("--provenance", wanted(&self.provenance)),
+            ("--sbom", wanted(&self.sbom)),
+            // The host's network needs no permission here.
+            ("--allow", self.allow.iter().any(|what| what != "network.host")),
+            ("--ulimit", !self.ulimit.is_empty()),
+            ("--call", self.call.as_deref().is_some_and(|call| call != "build")),
+            ("--check", self.check),
+        ];
+        rows.into_iter().find(|(_, asked)| *asked).map(|(name, _)| name)
+    }
 }
 
 impl IgnoredBuildArgs {
@@ -187,6 +245,9 @@ impl IgnoredBuildArgs {
             ("--cpuset-cpus", self.cpuset_cpus.is_some()),
             ("--cpuset-mems", self.cpuset_mems.is_some()),
             ("--builder", self.builder.is_some()),
+            ("--cgroup-parent", self.cgroup_parent.is_some()),
+            ("--cache-from", !self.cache_from.is_empty()),
+            ("--cache-to", !self.cache_to.is_empty()),
         ];
         rows.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
     }
@@ -422,6 +483,7 @@ const SWITCHES: &[&str] = &[
     "debug",
     "password-stdin",
     "dry-run",
+    "check",
 ];
 
 /// Understands the command line, the program's name first.

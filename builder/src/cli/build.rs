@@ -39,7 +39,7 @@ pub(crate) fn run(session: &Session, args: &BuildArgs) -> Exit {
     };
     if mode != Mode::Quiet {
         for flag in args.ignored.given() {
-            warn(&format!("{flag} has no effect: kiln accepts it for compatibility with docker build"));
+            warn(&format!("{flag} has no effect in kiln: it is accepted for compatibility with docker build"));
         }
     }
     let (result, summary) = session.work("Building", mode, |engine| Ok(build(engine, &request)?));
@@ -78,6 +78,9 @@ fn prepare(session: &Session, args: &BuildArgs) -> Result<(Mode, BuildRequest), 
 
 /// What the flags mean.
 fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, now: SystemTime) -> Result<BuildRequest, Failure> {
+    if let Some(flag) = args.later.asked() {
+        return Err(Failure::usage(format!("{flag} is not supported yet")));
+    }
     let (context, dockerfile) = sources(args, stdin)?;
     let (mut build_args, mut labels) = (Vec::new(), Vec::new());
     for arg in &args.build_arg {

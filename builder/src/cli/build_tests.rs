@@ -66,6 +66,7 @@ fn flags_become_a_request() {
         ("-o type=docker,dest=- /", &[], Box::new(|r| r.outputs == [Output { format: ArchiveFormat::Docker, dest: None }])),
         ("-o type=docker --load /", &[], Box::new(|r| r.outputs.is_empty() && !r.push)),
         ("-o type=image,\"name=a,b\",push=true /", &[], Box::new(|r| r.tags.len() == 2 && r.push)),
+        ("--provenance=false --sbom=false --allow network.host --call build --cache-from x /", &[], Box::new(|r| !r.push)),
         ("-o type=registry -t a /", &[], Box::new(|r| r.push)),
     ];
     for (line, environment, holds) in rows {
@@ -92,6 +93,9 @@ fn mistakes() {
         ("-o type=oci,dest=a,compression=zstd /", "`compression` in output"),
         ("-o type=nope /", "unknown output type `nope`"),
         ("-o type=oci -o type=docker,dest=- /", "two outputs have the same destination"),
+        ("--secret id=x /", "--secret is not supported yet"),
+        ("--provenance=max /", "--provenance is not supported yet"),
+        ("--allow security.insecure /", "--allow is not supported yet"),
         ("-f x -", "cannot use `-f x` when the Dockerfile comes from standard input"),
         ("--build-arg =x /", "invalid build argument `=x`"),
         ("--build-arg SOURCE_DATE_EPOCH=now /", "invalid SOURCE_DATE_EPOCH `now`"),

@@ -168,7 +168,8 @@ impl Report {
 
     /// The `------` block of each failed step, as BuildKit repeats it.
     fn write_failed(&self, out: &mut Vec<u8>, failed: &[FailedTask]) {
-        for task in failed {
+        // Outside of a build a task without a log says nothing that the last line doesn't.
+        for task in failed.iter().filter(|task| self.is_build || !task.lines.is_empty()) {
             out.extend_from_slice(format!("------\n > {}:\n", task.name).as_bytes());
             if task.dropped > 0 && !task.lines.is_empty() {
                 let lines = if task.dropped == 1 { "line" } else { "lines" };
@@ -222,7 +223,7 @@ impl Report {
     fn text(&self, failure: &Failure) -> String {
         let mut out = String::new();
         let mut hints: Vec<String> = Vec::new();
-        let mut message = chain(failure);
+        let mut message = self.chain(failure);
         match failure {
             Failure::Kiln(Error::Dockerfile { source_text, diagnostics }) => {
                 let mistakes: Vec<&Diagnostic> = diagnostics.iter().filter(|d| d.is_error()).collect();
@@ -250,7 +251,7 @@ impl Report {
                 if let Some((source, span)) = location {
                     out.push_str(&source.excerpt(*span));
                 }
-                message = chain(cause.as_ref());
+                message = self.chain(cause.as_ref());
                 if let StepError::Command { code: Some(127), .. } = cause.as_ref() {
                     hints.push("exit code 127 usually means that the shell did not find the program".to_owned());
                 }
@@ -273,6 +274,21 @@ impl Report {
         out
     }
 
+    /// An error and its causes, joined by colons; a cause that its parent already words is not said twice.
+    fn chain(&self, error: &(dyn StdError + 'static)) -> String {
+        let mut text = error.to_string();
+        let mut next = error.source();
+        while let Some(cause) = next {
+            let words = cause.to_string();
+            if !text.contains(&words) {
+                text.push_str(": ");
+                text.push_str(&words);
+            }
+            next = cause.source();
+        }
+        if self.debug { text } else { without_numbers(text) }
+    }
+
     fn prefix(&self, failure: &Failure) -> &'static str {
         match failure {
             Failure::Kiln(error) if self.is_build => match error.kind() {
@@ -293,17 +309,11 @@ fn located(source: &Source, diagnostic: &Diagnostic) -> String {
     }
 }
 
-/// An error and its causes, joined by colons; a cause that its parent already words is not said twice.
-fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        next = cause.source();
+/// Takes the ` (os error 2)` away that the standard library adds to the system's words.
+fn without_numbers(mut text: String) -> String {
+    while let Some(start) = text.find(" (os error ") {
+        let Some(length) = text[start..].find(')') else { break };
+        text.replace_range(start..=start + length, "");
     }
     text
 }

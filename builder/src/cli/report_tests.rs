@@ -94,9 +94,9 @@ fn other_failures() {
         (Failure::Write { path: "/x".into(), cause: denied() }, Exit::Failed, "ERROR: cannot write /x: permission denied\n"),
         (Failure::Interrupted { terminated: true }, Exit::Terminated, "ERROR: interrupted by SIGTERM\n"),
         (
-            kiln_store::Error::Io { op: "open", path: "/store".into(), source: denied() }.into(),
+            kiln_store::Error::Io { op: "open", path: "/store".into(), source: io::Error::from_raw_os_error(13) }.into(),
             Exit::Store,
-            "ERROR: can't open /store: permission denied\n",
+            "ERROR: can't open /store: Permission denied\n",
         ),
     ];
     for (failure, exit, want) in rows {

@@ -68,7 +68,8 @@ pub(crate) fn frame(trace: &Trace, now: Duration, size: Size, style: &Style, las
     }
 
     let ended = trace.tasks().len() - running;
-    let finished = if last && running == 0 && ended > 0 { " FINISHED" } else { "" };
+    let went_well = |task: &TaskState| matches!(task.ended, Some((_, Outcome::Done | Outcome::Cached)));
+    let finished = if last && ended > 0 && trace.tasks().iter().all(went_well) { " FINISHED" } else { "" };
     let head = format!("[+] {} {:.1}s ({ended}/{}){finished}", style.phase, now.as_secs_f64(), trace.tasks().len());
     let mut lines = vec![cut(&head, size.width).to_owned()];
     lines.extend(rows.iter().filter_map(|row| row.draw(size.width, style.colour)));
