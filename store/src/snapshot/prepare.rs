@@ -162,7 +162,7 @@ fn copy_attributes(from: &Path, to: &Path) -> Result<()> {
 
 fn copy_xattrs(from: &Path, to: &Path) -> Result<()> {
     let fail = |errno: rustix::io::Errno| Error::io("copy the attributes of", from)(errno);
-    let length = match rustix::fs::llistxattr(from, &mut [0u8; 0][..]) {
+    let length = match rustix::fs::llistxattr_query(from) {
         Ok(0) | Err(rustix::io::Errno::NOTSUP) => return Ok(()),
         length => length.map_err(fail)?,
     };
@@ -173,7 +173,7 @@ fn copy_xattrs(from: &Path, to: &Path) -> Result<()> {
         if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
             continue;
         }
-        let size = rustix::fs::lgetxattr(from, name, &mut [0u8; 0][..]).map_err(fail)?;
+        let size = rustix::fs::lgetxattr_query(from, name).map_err(fail)?;
         let mut value = vec![0u8; size];
         let size = rustix::fs::lgetxattr(from, name, &mut value[..]).map_err(fail)?;
         rustix::fs::lsetxattr(to, name, &value[..size], rustix::fs::XattrFlags::empty()).map_err(fail)?;

@@ -88,14 +88,14 @@ fn what_goes_is_what_was_asked_for() {
     for (options, records, layers) in [
         (base.clone(), 3, 3),
         (PruneOptions { filter_until: hours(4), ..base.clone() }, 3, 3),
-        (PruneOptions { filter_until: Some(HOUR * 2 - HOUR / 2), ..base.clone() }, 1, 3),
+        (PruneOptions { filter_until: Some(HOUR * 3 / 2), ..base.clone() }, 1, 3),
         (PruneOptions { filter_until: Some(HOUR / 2), ..base.clone() }, 0, 1),
-        (PruneOptions { now: SystemTime::now() + HOUR * 46, ..base.clone() }, 1, 3),
+        (PruneOptions { now: SystemTime::now() + HOUR * 46 + HOUR / 2, ..base.clone() }, 1, 3),
         (PruneOptions { now: SystemTime::now() + HOUR * 48, ..base.clone() }, 0, 1),
         // The clock was set back: what was used in the future was used just now.
         (PruneOptions { now: SystemTime::now() - HOUR * 100, filter_until: hours(1), ..base.clone() }, 3, 3),
         (PruneOptions { all: true, ..base.clone() }, 0, 1),
-        (PruneOptions { all: true, filter_until: hours(2), ..base.clone() }, 1, 3),
+        (PruneOptions { all: true, filter_until: Some(HOUR * 3 / 2), ..base.clone() }, 1, 3),
         (PruneOptions { keep_storage: Some(1 << 30), ..base.clone() }, 3, 3),
         (PruneOptions { keep_storage: Some(0), ..base.clone() }, 0, 1),
         // Two layers of 100 kB can go. The oldest record is that of the image's layer, the next that of the middle one,

@@ -177,10 +177,9 @@ fn a_process_may_be_killed_at_any_moment() {
         child.wait().unwrap();
         assert_whole(&fixture.again());
     }
-    let store = fixture.again();
-    let all = PruneOptions { all: true, ..super::collection::everything() };
+    let store = &fixture.store;
     store.images().remove(&name("app")).unwrap();
-    store.gc().prune(&all).unwrap();
+    store.gc().prune(&super::collection::everything()).unwrap();
     assert_eq!(store.gc().usage().unwrap(), []);
     assert_eq!(tree(&fixture.root().join("locks")), [""; 0]);
 }

@@ -31,7 +31,7 @@ fn trees_of_every_kind_go_and_nothing_else() {
     let rows: [(&str, Make); 7] = [
         ("empty", |_, _| {}),
         ("wide", |tree, _| (0..3000).for_each(|n| fs::write(tree.join(n.to_string()), "").unwrap())),
-        ("deep", |tree, _| deep(tree, 1500)),
+        ("deep", |tree, _| deep(tree, 300)),
         ("links", |tree, outside| {
             symlink(outside, tree.join("dir")).unwrap();
             symlink(outside.join("canary"), tree.join("file")).unwrap();
