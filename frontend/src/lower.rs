@@ -79,6 +79,8 @@ pub struct BaseRequest {
     pub platform: Platform,
     /// The instruction that names it.
     pub span: Span,
+    /// What to say when there is no such image: the stage whose name is nearly the same.
+    pub hint: Option<String>,
 }
 
 /// What is known about a base image once it was resolved.

@@ -72,6 +72,14 @@ fn only_what_the_target_needs() {
 }
 
 #[test]
+fn stages_that_are_not_needed_may_look_ahead() {
+    let text = "FROM busybox AS a\nCOPY --from=b /x /\nFROM busybox AS b\n";
+    assert_eq!(Fixture::default().lower(text).graph.vertices.len(), 1);
+    let fixture = Fixture { target: Some("a".into()), ..Fixture::default() };
+    assert!(fixture.try_lower(text).2.is_err());
+}
+
+#[test]
 fn arguments_and_variables() {
     let shown = |text: &str| {
         let fixture = Fixture { build_args: vec![("G".into(), "given".into())], ..Fixture::default() };
@@ -223,7 +231,6 @@ fn options() {
         build_args: vec![("https_proxy".into(), "p".into()), ("UNUSED".into(), "1".into())],
         no_cache_filter: vec!["B".into()],
         target: Some("b".into()),
-        ..Fixture::default()
     };
     let build = fixture.lower("FROM busybox AS a\nLABEL a=1 b=2\nRUN x\nFROM a AS b\nWORKDIR /x\nRUN y\nFROM missing\n");
     assert_eq!(
@@ -243,6 +250,12 @@ fn needs_come_first() {
     let fixture = Fixture { target: Some("1".into()), ..Fixture::default() };
     let needs: Vec<String> = fixture.needs(text).iter().map(|n| n.reference.familiar()).collect();
     assert_eq!(needs, ["a:latest", "c:latest"]);
+    let needs = Fixture::default().needs("FROM b AS builder\nFROM b\nCOPY --from=buidler / /\n");
+    assert_eq!(needs[1].hint.as_deref(), Some("did you mean the stage `builder`?"));
+    let needs = Fixture::default().needs(
+        "FROM tool AS x\nFROM tool@sha256:1111111111111111111111111111111111111111111111111111111111111111\nCOPY --from=x / /\n",
+    );
+    assert_eq!(needs.len(), 2, "a name with a digest is another name");
 }
 
 #[test]

@@ -220,16 +220,14 @@ impl<'a> Plan<'a> {
     fn reference(&self, text: &str, span: Span) -> Result<Reference, Diagnostic> {
         Reference::parse(text).map_err(|error| {
             let diagnostic = Diagnostic::error(format!("failed to parse stage name {text:?}: {error}")).at(span);
-            self.suggest_stage(diagnostic, text)
+            Diagnostic { hint: self.stage_hint(text), ..diagnostic }
         })
     }
 
-    fn suggest_stage(&self, diagnostic: Diagnostic, text: &str) -> Diagnostic {
+    /// The stage that may have been meant.
+    fn stage_hint(&self, text: &str) -> Option<String> {
         let names = self.parsed.dockerfile.stages.iter().filter_map(|stage| stage.name.as_deref());
-        match nearest(text, names) {
-            Some(name) => diagnostic.with_hint(format!("did you mean the stage `{name}`?")),
-            None => diagnostic,
-        }
+        nearest(text, names).map(|name| format!("did you mean the stage `{name}`?"))
     }
 
     /// Those of `names` that no `ARG` before the first `FROM` declares.
@@ -350,9 +348,10 @@ impl<'a> Plan<'a> {
         Ok(self.nodes.len() - 1)
     }
 
-    /// Every stage must take from stages before it.
+    /// Stages must not need one another, and those that the target needs must take from stages before them.
     fn check_order(&self) -> Vec<Diagnostic> {
         let mut errors = Vec::new();
+        let needed = self.reachable(self.target);
         for (index, node) in self.nodes.iter().enumerate() {
             for command in &node.commands {
                 for source in command.sources.iter().flatten().copied() {
@@ -362,6 +361,9 @@ impl<'a> Plan<'a> {
                     if self.reachable(source).contains(&index) {
                         let message = format!("circular dependency detected on stage: {}", node.label);
                         errors.push(Diagnostic::error(message).at(command.instruction.span));
+                        continue;
+                    }
+                    if !needed.contains(&index) {
                         continue;
                     }
                     let message = if let Kind::Copy(transfer) = &command.instruction.kind {
@@ -407,7 +409,8 @@ impl<'a> Plan<'a> {
                 let Base::Image(reference) = &node.base else { continue };
                 let known = needs.iter().any(|n| n.reference == *reference && n.platform == node.platform);
                 if bases.get(reference, &node.platform).is_none() && !known {
-                    needs.push(BaseRequest { reference: reference.clone(), platform: node.platform.clone(), span: node.span });
+                    let (reference, platform) = (reference.clone(), node.platform.clone());
+                    needs.push(BaseRequest { reference, platform, span: node.span, hint: self.stage_hint(&node.written) });
                 }
             }
             if !needs.is_empty() {
