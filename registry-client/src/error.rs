@@ -86,9 +86,17 @@ pub enum ErrorKind {
     /// Any other status than the protocol foresees here.
     #[error("the registry answered {0}")]
     Answered(Answer),
-    /// No connection, or none that speaks TLS and HTTP, came about.
+    /// No connection came about.
     #[error("cannot reach {host}: {cause}")]
     Unreachable {
+        /// Host and port.
+        host: String,
+        /// The chain of causes.
+        cause: String,
+    },
+    /// The host is there, but its certificate isn't believed or it doesn't speak TLS.
+    #[error("no TLS connection to {host}: {cause}")]
+    Tls {
         /// Host and port.
         host: String,
         /// The chain of causes.
@@ -325,7 +333,7 @@ impl Error {
             ErrorKind::RateLimited { .. } if registry == "docker.io" => Some(
                 "Docker Hub allows more to those who are logged in: run `kiln login`, or set a mirror for `docker.io`".to_owned(),
             ),
-            ErrorKind::Unreachable { cause, .. } => unreachable_hint(host, cause),
+            ErrorKind::Unreachable { cause, .. } | ErrorKind::Tls { cause, .. } => connection_hint(host, cause),
             ErrorKind::Credentials(error) => error.hint(),
             _ => None,
         }
@@ -336,7 +344,7 @@ fn login_name<'a>(registry: &'a str, host: &'a str) -> &'a str {
     if host == "registry-1.docker.io" { registry } else { host }
 }
 
-fn unreachable_hint(host: &str, cause: &str) -> Option<String> {
+fn connection_hint(host: &str, cause: &str) -> Option<String> {
     if cause.contains("UnknownIssuer") || cause.contains("CaUsedAsEndEntity") {
         Some(format!("the certificate of {host} comes from a private authority: set `ca_file` for this registry"))
     } else if cause.contains("InvalidContentType") || cause.contains("corrupt message") {
@@ -360,7 +368,7 @@ impl ErrorKind {
 
     /// Whether another host that serves the same content should be asked: this one lacks it or can't serve now.
     pub(crate) fn is_another_hosts_turn(&self) -> bool {
-        self.is_temporary() || matches!(self, Self::NotFound(_))
+        self.is_temporary() || matches!(self, Self::NotFound(_) | Self::Tls { .. })
     }
 }
 

@@ -416,27 +416,47 @@ impl Resolve for Guard {
 }
 
 fn connection_fault(url: &Url, received: u64, error: &reqwest::Error) -> ErrorKind {
-    if error.is_connect() || error.is_timeout() {
-        let host = url.host_str().unwrap_or_default();
-        let host = format!("{host}:{}", url.port_or_known_default().unwrap_or_default());
-        ErrorKind::Unreachable { host, cause: chain(error) }
-    } else if error.is_builder() {
-        ErrorKind::Setting(chain(error))
-    } else {
-        ErrorKind::Interrupted { received, cause: chain(error) }
+    let cause = chain(error);
+    if error.is_builder() {
+        return ErrorKind::Setting(cause);
     }
+    if !error.is_connect() && !error.is_timeout() {
+        return ErrorKind::Interrupted { received, cause };
+    }
+    if cause.ends_with(REFUSED_ADDRESS) {
+        return ErrorKind::Redirect { target: without_query(url), reason: REFUSED_ADDRESS };
+    }
+    let host = url.host_str().unwrap_or_default();
+    let host = format!("{host}:{}", url.port_or_known_default().unwrap_or_default());
+    // A certificate won't be better in a moment, a line that broke during the handshake may be.
+    if is_tls_verdict(error) { ErrorKind::Tls { host, cause } } else { ErrorKind::Unreachable { host, cause } }
 }
 
-/// An error's causes in one line; reqwest's own words ("error sending request for url …") are left out when there are others.
+fn is_tls_verdict(error: &reqwest::Error) -> bool {
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        if cause.is::<rustls::Error>() {
+            return true;
+        }
+        // hyper-rustls wraps rustls' error into an `io::Error`, more than once, and an `io::Error` passes over what it wraps
+        // when it is asked for its source.
+        let wrapped = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = wrapped.map_or_else(|| cause.source(), |inner| Some(inner));
+    }
+    false
+}
+
+/// An error's causes in one line; the HTTP library's own words ("client error (Connect)") are left out when there are others.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut words: Vec<String> = Vec::new();
     let mut next = error.source();
     while let Some(cause) = next {
         let word = cause.to_string();
-        if !words.last().is_some_and(|last| last.contains(&word)) {
-            words.push(word);
-        }
         next = cause.source();
+        if (word.starts_with("client error (") && next.is_some()) || words.last().is_some_and(|last| last.contains(&word)) {
+            continue;
+        }
+        words.push(word);
     }
     if words.is_empty() { error.to_string() } else { words.join(": ") }
 }
