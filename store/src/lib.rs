@@ -4,9 +4,18 @@
 //! is complete, so a process that is killed leaves nothing half-made; locks are on open files and die with their process.
 //! [`format`] draws the folder, and says which promise each file makes across a power cut.
 //!
-//! * [`Store::blobs`]: bytes by their digest. * [`Store::layers`]: unpacked trees and their parents. * [`Store::cache`]:
-//!   which step gave which layer. * [`Store::images`]: names; writing one is the moment of durability.
-//!   * [`Store::mounts`]: the folders of `RUN --mount=type=cache`. * [`Store::gc`]: `du` and `prune`.
+//! * [`Store::blobs`]: bytes by their digest; verified when written and when read.
+//! * [`Store::layers`]: records, parents and trees. A base layer is written down by [`Layers::add_base`] without fetching it, and
+//!   gets its tree by [`Layers::unpack`]; a step's layer comes from [`Layers::prepare`], or from [`Layers::prepare_apart`] when
+//!   the step needs none of the trees below.
+//! * [`Store::cache`]: which step gave which layer. Records outlive a crash of the machine exactly if their layers do, so
+//!   nothing but layers is ever marked durable.
+//! * [`Store::images`]: names. [`Images::set`] is the moment of durability: barrier, marks, name.
+//! * [`Store::mounts`]: the folders of `RUN --mount=type=cache`.
+//! * [`Store::gc`]: `du` and `prune`.
+//!
+//! The order of a step: [`Cache::get`]; on a miss [`Cache::lock`], `get` again, [`Layers::prepare`], run, [`Prepared::commit`],
+//! [`Cache::put`], unlock.
 //!
 //! Waiting for another process polls, and asks the [`OnWait`] function of the handle each time ([`Store::on_wait`]): a build
 //! reports the wait there and ends it by `Break` when it was cancelled.

@@ -88,6 +88,7 @@ pub struct BaseLayer {
 
 /// Where a layer came from.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there are as many as layers in an image, and a box would only be in the way")]
 pub enum LayerKind {
     /// An image brought it.
     Base(BaseLayer),

@@ -10,7 +10,7 @@ fn names_are_set_found_and_removed() {
     let images = store.images();
     let layer = built(store, None, "x");
     let one = image(store, Some("app"), "one", std::slice::from_ref(&layer));
-    let two = image(store, Some("app"), "two", &[layer.clone()]);
+    let two = image(store, Some("app"), "two", std::slice::from_ref(&layer));
     assert_eq!(images.set(&one).unwrap(), None);
     assert_eq!(images.get(&name("app:latest")).unwrap().as_ref(), Some(&one));
     assert_eq!(images.set(&one).unwrap(), None, "the same image again replaces nothing");
@@ -76,7 +76,7 @@ fn missing_parents_are_added() {
     let store = &fixture.store;
     let bases = add_bases(store, &["a", "b"]);
     let top = store.layers().prepare_apart(Some(&bases[1])).unwrap().commit().unwrap();
-    store.images().set(&image(store, Some("app"), "c", &[top.clone()])).unwrap();
+    store.images().set(&image(store, Some("app"), "c", std::slice::from_ref(&top))).unwrap();
     let layers = store.images().get(&name("app")).unwrap().unwrap().layers;
     assert_eq!(layers, [bases[0].clone(), bases[1].clone(), top]);
 }

@@ -15,7 +15,8 @@ fn an_open_root_is_closed() {
 #[test]
 fn what_is_at_the_root_is_judged() {
     type Check = fn(&Result<Store, Error>) -> bool;
-    let rows: [(&str, &[(&str, &str)], Check); 8] = [
+    type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], Check);
+    let rows: [Row<'_>; 8] = [
         ("empty", &[], |r| r.is_ok()),
         ("a fresh file system", &[("lost+found/", "")], |r| r.is_ok()),
         ("cut short", &[("blobs/", ""), ("layers/", ""), ("lease", "")], |r| r.is_ok()),

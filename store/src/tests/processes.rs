@@ -67,6 +67,7 @@ fn child() {
                 work(root, n);
             }
         }
+        "fill" => fill(root),
         "build" => (0..30).for_each(|n| build(root, n)),
         role => panic!("no role `{role}`"),
     }
@@ -209,6 +210,60 @@ fn build(root: &Path, n: u32) {
     store.images().set(&image).unwrap();
     store.blobs().read(&image.config, 100).unwrap();
     store.images().remove(&image.name.unwrap()).unwrap();
+}
+
+/// Fills a small file system with layers, and gets it free again.
+fn fill(root: &Path) {
+    let store = Store::open(root).unwrap();
+    let kept = built(&store, None, "kept");
+    store.images().set(&image(&store, Some("kept"), "kept", std::slice::from_ref(&kept))).unwrap();
+    let make = |n: u8| -> Result<(), Error> {
+        let prepared = store.layers().prepare(Some(&kept))?;
+        let path = prepared.upper.join("file");
+        fs::write(&path, vec![n; 20_000]).map_err(Error::io("write", &path))?;
+        let layer = prepared.commit()?;
+        store.cache().put(&key(n), &record(Some(&layer)))
+    };
+    let error = (0..=255).find_map(|n| make(n).err()).expect("the disk is small");
+    assert!(error.is_out_of_space(), "{error}");
+    // Not even one byte is left.
+    let mut filler = fs::File::create(root.with_file_name("filler")).unwrap();
+    while filler.write_all(&[1; 512]).is_ok() {}
+    assert!(store.blobs().put_bytes(&[2; 5000]).unwrap_err().is_out_of_space());
+    assert!(store.gc().usage().unwrap().len() > 4);
+    let report = store.gc().prune(&super::collection::everything()).unwrap();
+    assert!(report.freed > 100_000, "{}", report.freed);
+    make(1).unwrap();
+    assert_eq!(store.images().list().unwrap().len(), 1);
+    drop(store);
+    assert_whole(&Store::open(root).unwrap());
+}
+
+#[test]
+fn a_full_disk_stops_a_build_but_not_prune() {
+    let dir = tempfile::tempdir().unwrap();
+    for options in ["size=1m", "size=64m,nr_inodes=150"] {
+        // A mount namespace of its own, so that nothing is left mounted whatever happens.
+        let script = r#"mount -t tmpfs -o "$1" none "$2" || exit 77; shift 2; exec "$@""#;
+        let output = Command::new("unshare")
+            .args(["--mount", "sh", "-c", script, "sh", options])
+            .arg(dir.path())
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "tests::processes::child", "--nocapture", "--test-threads=1"])
+            .env(ROLE, "fill")
+            .env(ROOT, dir.path().join("store"))
+            .output();
+        match output {
+            Ok(output) if output.status.code() == Some(77) || !rustix::process::geteuid().is_root() => {
+                println!("skipped: this user may not mount a small tmpfs");
+            }
+            Err(error) => println!("skipped: unshare(1) is not there ({error})"),
+            Ok(output) => {
+                let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{options}: {text}");
+            }
+        }
+    }
 }
 
 #[test]
