@@ -34,7 +34,7 @@ fn a_wrong_dockerfile_is_shown_where_it_is_wrong() {
         ("RUN true\n", &["Dockerfile:1"]),
         ("FROM busybox\nCOPY onlyone\n", &["Dockerfile:2", "COPY"]),
         ("FROM busybox AS a\nFROM a:b:c\n", &["Dockerfile:2"]),
-        ("FROM busybox\nCOPY --from=b / /x\nFROM busybox AS b\n", &["Dockerfile:2"]),
+        ("FROM busybox\nCOPY --from=5 / /x\n", &["Dockerfile:2"]),
         ("FROM busybox\nENV\n", &["Dockerfile:2", "ENV"]),
         ("FROM busybox\nEXPOSE nothing\n", &["Dockerfile:2", "nothing"]),
         ("FROM busybox\nSTOPSIGNAL SIGNOPE\n", &["Dockerfile:2", "SIGNOPE"]),
@@ -108,7 +108,9 @@ fn a_failing_run_shows_its_exit_code_and_last_output() {
         "Dockerfile:3",
         ">>> RUN echo the last words",
     ]);
-    home.build("failing", "FROM busybox\nRUN kill -9 $$\n").fails(BUILD).says(&["Dockerfile:2"]);
+    home.build("failing", "FROM busybox\nRUN sleep 100 & kill -9 $!; wait $!\n")
+        .fails(BUILD)
+        .says(&["exit code: 137", "Dockerfile:2"]);
     home.build("failing", "FROM busybox\nRUN [\"/no/such/program\"]\n").fails(BUILD).says(&["/no/such/program", "Dockerfile:2"]);
     home.build("failing", "FROM busybox\nUSER nobody-knows\nRUN true\n").fails(BUILD).says(&["nobody-knows"]);
     assert_no_image(&home);
@@ -155,12 +157,12 @@ fn wrong_credentials_are_told() {
     let host = registry.host();
     let home = Home::offline();
     let base = format!("{host}/library/busybox");
-    home.build("denied", &format!("FROM {base}\n")).fails(REGISTRY).says(&[host, "unauthorized", "kiln login"]);
+    home.build("denied", &format!("FROM {base}\n")).fails(REGISTRY).says(&[host, "401", "kiln login"]);
     let outcome = home.run_with_input(["login", "-u", "kiln", "--password-stdin", host], "wrong");
-    outcome.fails(REGISTRY).says(&["unauthorized"]);
+    outcome.fails(REGISTRY).says(&["401"]);
     // A file that another tool wrote, with the wrong password: base64 of kiln:wrong.
     home.write(".docker/config.json", format!("{{\"auths\":{{\"{host}\":{{\"auth\":\"a2lsbjp3cm9uZw==\"}}}}}}"));
-    home.build("denied", &format!("FROM {base}\n")).fails(REGISTRY).says(&["unauthorized"]);
+    home.build("denied", &format!("FROM {base}\n")).fails(REGISTRY).says(&["401"]);
     assert_no_image(&home);
 }
 
@@ -309,7 +311,7 @@ fn wrong_usage_is_told() {
         &["build"][..],
         &["build", "--no-such-flag", "c"],
         &["no-such-command"],
-        &["build", "-t", "UPPER/case", "c"],
+        &["build", "-t", "example.com/UPPER", "c"],
         &["build", "-t", "a:b:c", "c"],
         &["build", "--output", "type=nonsense,dest=x", "c"],
         &["build", "--progress", "sideways", "c"],

@@ -12,7 +12,7 @@ use crate::support::lab::{self, workspace};
 use crate::support::skip::{needs, skipped};
 
 const DOCKERFILE: &str = "FROM busybox\nLABEL made=by-kiln\nENV GREETING=hello\nEXPOSE 80\n\
-    RUN mkdir /data && echo content > /data/file && ln /data/file /data/hard && ln -s file /data/soft && chmod 4750 /data/file && chown 5:6 /data/file\n\
+    RUN mkdir /data && echo content > /data/file && ln /data/file /data/hard && ln -s file /data/soft && chown 5:6 /data/file && chmod 4750 /data/file\n\
     RUN rm -r /home && echo gone > /note\nWORKDIR /work\nUSER app\nCMD [\"sh\", \"-c\", \"echo $GREETING from $(id -u) in $(pwd); cat /note\"]\n";
 
 /// What the command of that image prints.

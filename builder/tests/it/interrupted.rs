@@ -31,7 +31,7 @@ fn wait_for(child: &mut Child, text: &str) {
     }
 }
 
-/// Each of these ends the build at once with the shell's number for the signal, whatever RUN does with it.
+/// Each of these ends the build soon with the shell's number for the signal, whatever RUN does with it.
 #[test]
 fn ctrl_c_and_terminate_end_a_build_cleanly() {
     for (number, (sent, code, script)) in [
@@ -55,7 +55,8 @@ fn ctrl_c_and_terminate_end_a_build_cleanly() {
         drop(child.stderr.take());
         let status = child.wait().unwrap();
         assert_eq!(status.code(), Some(code), "{script}");
-        assert!(sent_at.elapsed() < Duration::from_secs(5), "{script}: took {:?}", sent_at.elapsed());
+        // A command that ignores the signal has a moment to end before it is killed.
+        assert!(sent_at.elapsed() < Duration::from_secs(9), "{script}: took {:?}", sent_at.elapsed());
         leftovers::assert_none(&format!("mark-ctrl-{number}"));
         leftovers::assert_none(home.path("").to_str().unwrap());
         assert_eq!(home.run(["images", "--format", "json"]).ok().json().len(), 0);

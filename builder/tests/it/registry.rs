@@ -79,26 +79,30 @@ fn blobs_that_exist_are_not_sent_again() {
     assert_eq!(sent, 2, "{third:#?}");
 }
 
+/// The first step stands on the base and needs its files; the second only adds to the configuration, so the base's layer
+/// is never fetched, not even to be pushed to another repository.
 #[test]
 fn a_base_of_the_same_registry_is_mounted_not_sent() {
-    let registry = Registry::start(&RegistryOptions { seeds: &["busybox"], ..RegistryOptions::default() });
-    let host = registry.host();
-    let home = Home::offline();
-    let context = home.context("c", &format!("FROM {host}/library/busybox\nCOPY Dockerfile /\n"));
-    let name = format!("{host}/other/repo:1");
-    home.run(["build", "--push", "-t", &name, context.to_str().unwrap()]).ok();
-    let base = manifest(host, "library/busybox", "latest")["layers"][0]["digest"].as_str().unwrap().to_owned();
-    let pushed = manifest(host, "other/repo", "1");
-    assert_eq!(pushed["layers"][0]["digest"], json!(base), "the base layer is kept as it was");
-    let requests = registry.requests("other/repo");
-    let mount = format!("mount={}", base.replace(':', "%3A"));
-    let mounted = |r: &&String| (r.contains(&mount) || r.contains(&format!("mount={base}"))) && r.ends_with("201");
-    assert!(requests.iter().any(|r| mounted(&r)), "{requests:#?}");
-    // Nothing needed the base's files: its layer was never fetched.
-    let fetched: Vec<String> = registry.requests("library/busybox");
-    assert!(!fetched.iter().any(|r| r.starts_with("GET") && r.contains(&base)), "{fetched:#?}");
-    // And the image is whole.
-    Home::offline().build("child", &format!("FROM {name}\nRUN test -f /Dockerfile\n")).ok();
+    for (line, fetches) in [("COPY Dockerfile /deep/", true), ("LABEL a=b", false)] {
+        let registry = Registry::start(&RegistryOptions { seeds: &["busybox"], ..RegistryOptions::default() });
+        let host = registry.host();
+        let home = Home::offline();
+        let context = home.context("c", &format!("FROM {host}/library/busybox\n{line}\n"));
+        let name = format!("{host}/other/repo:1");
+        home.run(["build", "--push", "-t", &name, context.to_str().unwrap()]).ok();
+        let base = manifest(host, "library/busybox", "latest")["layers"][0]["digest"].as_str().unwrap().to_owned();
+        let pushed = manifest(host, "other/repo", "1");
+        assert_eq!(pushed["layers"][0]["digest"], json!(base), "the base layer is kept as it was");
+        let requests = registry.requests("other/repo");
+        let mount = [format!("mount={}", base.replace(':', "%3A")), format!("mount={base}")];
+        let mounted = requests.iter().any(|r| mount.iter().any(|m| r.contains(m)) && r.ends_with(" 201"));
+        assert!(mounted, "{line}: {requests:#?}");
+        let requests = registry.requests("library/busybox");
+        let fetched = requests.iter().any(|r| r.starts_with("GET") && r.contains(&base));
+        assert!(fetches || !fetched, "{line}: {requests:#?}");
+        // And the image is whole.
+        Home::offline().build("child", &format!("FROM {name}\nRUN test -x /bin/sh\n")).ok();
+    }
 }
 
 #[test]
@@ -170,17 +174,19 @@ fn tls_with_a_private_authority() {
         return;
     }
     let registry = Registry::start(&RegistryOptions { seeds: &[], tls: true, ..RegistryOptions::default() });
-    // A name, not an address of the loopback: for those plain http is tried as well.
-    let host = registry.host().replace("127.0.0.1", "localhost");
+    let host = registry.host();
     let name = format!("{host}/tls/image:1");
     let home = Home::new();
     home.build(&name, "FROM busybox\nRUN echo tls > /tls\n").ok();
+    // Registries on loopback are plain http unless the settings say otherwise.
+    home.run(["push", &name]).fails(4);
+    home.settings(&format!("[registry.\"{host}\"]\nplain-http = false\n"));
     home.run(["push", &name]).fails(4).says(&["certificate"]);
-    home.settings(&format!("[registry.\"{host}\"]\nca-file = \"{}\"\n", registry.ca().display()));
+    home.settings(&format!("[registry.\"{host}\"]\nplain-http = false\nca-file = \"{}\"\n", registry.ca().display()));
     home.run(["push", &name]).ok();
     home.run(["rmi", &name]).ok();
     home.run(["pull", &name]).ok();
-    home.settings(&format!("[registry.\"{host}\"]\ninsecure-skip-verify = true\n"));
+    home.settings(&format!("[registry.\"{host}\"]\nplain-http = false\ninsecure-skip-verify = true\n"));
     home.run(["pull", &name]).ok();
 }
 
