@@ -29,7 +29,7 @@ const GRACE: Duration = Duration::from_secs(5);
 ///
 /// When it returns, whatever the result, no process and no mount of the run exists, and what the command changed is complete in the
 /// root's upper directory (see [`RootFs`] on what is on the disk by then). SIGKILL of the calling process, or the end of the calling
-/// thread, ends the run. `output` must not start threads before it was called once; it is called on this thread.
+/// thread, ends the run. `output` is called on the calling thread.
 ///
 /// # Errors
 /// When the command could not be run to its end; a failing command is an `Ok`. [`RunError::Cancelled`] when `cancel` ended it.

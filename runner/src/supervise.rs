@@ -60,13 +60,18 @@ pub(crate) fn supervise() -> i32 {
 
 fn try_supervise() -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It was executed by descriptor, so that its name would be a number.
+    let _ = rustix::thread::set_name(c"kiln-sandbox");
     let mut kiln = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?);
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
     // From before the root changes; shows the host's pids.
     let host_proc = open_directory(rustix::fs::CWD, "/proc".as_ref())?;
-    // Had kiln died before the first line above, no signal would come; but then its end of the socket is closed, and this ends.
     let Some(Assignment { plan, group }) = wire::receive::<Assignment>(&mut kiln)? else { return Ok(()) };
+    // Had kiln died before the first line above, no signal would come; but then its end of the socket is closed.
+    if has_hung_up(&kiln)? {
+        return Ok(());
+    }
     let _ = rustix::process::setsid();
     rustix::process::umask(Mode::empty());
 
@@ -83,6 +88,12 @@ fn try_supervise() -> io::Result<()> {
         Some(report) => wire::send(&mut kiln, &report),
         None => Ok(()),
     }
+}
+
+fn has_hung_up(kiln: &UnixStream) -> io::Result<bool> {
+    let mut now = [PollFd::new(kiln, PollFlags::empty())];
+    rustix::event::poll(&mut now, Some(&rustix::event::Timespec::default()))?;
+    Ok(now[0].revents().contains(PollFlags::HUP))
 }
 
 fn namespaces(kinds: &[Namespace]) -> Result<(), Failure> {

@@ -97,6 +97,43 @@ pub fn killed_parent() {
     }
 }
 
+/// F01: SIGKILL while the sandbox is being made, and what control groups it leaves is removed by the next start.
+pub fn killed_at_any_moment() {
+    let step = Step::new();
+    let dir = step.dir.path().to_str().unwrap().to_owned();
+    for round in 0..40u64 {
+        let work = step.subdir("work");
+        std::fs::remove_dir_all(&work).unwrap();
+        std::fs::create_dir(&work).unwrap();
+        let mut parent = Command::new(std::env::current_exe().unwrap())
+            .args([PARENT, &dir, "", "sleep", "5507.5"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_micros(round * 400));
+        parent.kill().unwrap();
+        parent.wait().unwrap();
+    }
+    soon_empty("processes", || processes_with("5507.5"));
+    soon_empty("mounts", || mounts_with(&dir));
+    kiln_runner::Host::probe();
+    let left: Vec<_> =
+        groups().into_iter().filter(|name| !Path::new("/proc").join(name.split('-').nth(1).unwrap()).exists()).collect();
+    assert_eq!(left, [""; 0], "control groups of dead processes");
+}
+
+/// Names of kiln's control groups.
+fn groups() -> Vec<String> {
+    ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"]
+        .iter()
+        .filter_map(|path| std::fs::read_dir(path).ok())
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("kiln-"))
+        .collect()
+}
+
 /// F02: killing only the supervisor, or only the command.
 pub fn killed_supervisor() {
     let step = Step::new();
@@ -180,22 +217,16 @@ pub fn cancelled_before() {
 
 /// F25, where a pids group can be had.
 pub fn process_limit() {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let mut step = Step::new().with(|spec| spec.pids = 20);
     let ran = step.sh("cat /proc/self/cgroup; for i in $(seq 40); do sleep 3 & done; jobs | wc -l");
     if !ran.out.contains("/kiln-") {
-        println!("skipped: endings::process_limit: no writable pids control group here ({groups:?})");
+        println!("skipped: endings::process_limit: no writable pids control group here ({own:?})");
         return;
     }
     assert!(ran.err.contains("can't fork"), "{ran:?}");
-    let left: Vec<_> = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"]
-        .iter()
-        .filter_map(|path| std::fs::read_dir(path).ok())
-        .flatten()
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!("kiln-{}-0", std::process::id())))
-        .collect();
-    assert!(left.is_empty(), "{left:?}");
+    let number = ran.out.split("/kiln-").nth(1).unwrap().lines().next().unwrap();
+    assert!(!groups().contains(&format!("kiln-{number}")), "it is removed");
 }
 
 pub fn parallel_runs() {

@@ -250,3 +250,30 @@ pub fn control_groups_are_hidden() {
     let ran = Step::new().sh("ls -A /sys/fs/cgroup; mkdir /sys/fs/cgroup/x");
     assert!(ran.out.is_empty() && ran.err.contains("Read-only file system"), "{ran:?}");
 }
+
+/// Makes the test program try to change its own file.
+pub const TOUCH_SELF: &str = "--touch-self";
+
+pub fn touch_self() {
+    for path in ["/proc/self/exe", "/proc/1/exe"] {
+        let result = std::fs::set_permissions(path, PermissionsExt::from_mode(0o777));
+        println!("{:?}", result.map_err(|error| error.kind()));
+    }
+}
+
+/// C13 (CVE-2019-5736): a command that executes the sandbox's own program can't write to its file.
+pub fn own_program() {
+    let program = std::env::current_exe().unwrap();
+    let before = std::fs::metadata(&program).unwrap().permissions().mode();
+    let mut step = Step::new();
+    // What a dynamic build of it needs.
+    for directory in ["/lib", "/lib64", "/usr/lib"] {
+        if let Ok(path) = std::fs::canonicalize(directory) {
+            let source = kiln_runner::MountSource::Bind { path };
+            step.spec.mounts.push(kiln_runner::Mount { target: directory.into(), source, subpath: "".into(), readonly: true });
+        }
+    }
+    let out = step.args(&["/proc/self/exe", TOUCH_SELF]).ok();
+    assert_eq!(out, "Err(ReadOnlyFilesystem)\nErr(ReadOnlyFilesystem)\n");
+    assert_eq!(std::fs::metadata(&program).unwrap().permissions().mode(), before);
+}
