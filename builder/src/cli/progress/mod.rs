@@ -11,9 +11,11 @@ mod tty;
 
 use std::io::{self, IsTerminal as _, Write};
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use kiln::event::Event;
 
@@ -24,6 +26,8 @@ use trace::Trace;
 const FRAME: Duration = Duration::from_millis(100);
 /// A build that is over sooner draws only its last frame.
 const FIRST_FRAME: Duration = Duration::from_millis(30);
+/// How long a display that has nothing to redraw waits before it looks up.
+const IDLE: Duration = Duration::from_millis(500);
 /// How many log lines of a failed step are shown again where they were seen already.
 const TAIL_LINES: usize = 10;
 /// The same where only a window of them was seen.
@@ -80,33 +84,60 @@ pub(crate) struct Summary {
     pub(crate) warnings: Vec<String>,
 }
 
-/// A display that runs on a thread of its own until every sender of events is gone.
+/// A display that runs on a thread of its own.
 #[derive(Debug)]
-pub(crate) struct Watcher(Option<JoinHandle<Summary>>);
+pub(crate) struct Watcher {
+    thread: Option<JoinHandle<Summary>>,
+    over: Arc<AtomicBool>,
+}
 
 impl Watcher {
     /// Starts to show what arrives.
     pub(crate) fn start(mode: Mode, style: Style, events: Receiver<Event>) -> Self {
-        let watch = move || watch(mode, &style, &events);
-        Self(std::thread::Builder::new().name("progress".to_owned()).spawn(watch).ok())
+        let over = Arc::new(AtomicBool::new(false));
+        let source = Source { events, over: Arc::clone(&over) };
+        let watch = move || watch(mode, &style, &source);
+        Self { thread: std::thread::Builder::new().name("progress".to_owned()).spawn(watch).ok(), over }
     }
 
-    /// Waits until all is shown. Every sender of events must be dropped before.
+    /// Waits until all that was sent is shown.
     pub(crate) fn finish(self) -> Summary {
-        self.0.and_then(|thread| thread.join().ok()).unwrap_or_default()
+        self.over.store(true, Ordering::SeqCst);
+        self.thread.and_then(|thread| thread.join().ok()).unwrap_or_default()
     }
 }
 
-fn watch(mode: Mode, style: &Style, events: &Receiver<Event>) -> Summary {
-    let is_terminal = io::stderr().is_terminal();
+/// Where events come from.
+struct Source {
+    events: Receiver<Event>,
+    /// Whether nothing more will come. Usually the channel itself says so, when its last sender is gone; this is for a
+    /// sender that somebody forgot on a thread, which must not keep kiln from ending.
+    over: Arc<AtomicBool>,
+}
+
+impl Source {
+    /// The events that are there, after waiting for the first at most for so long; `None` when there will be no more.
+    fn next(&self, wait: Duration) -> Option<impl Iterator<Item = Event>> {
+        let first = match self.events.recv_timeout(wait) {
+            Ok(event) => Some(event),
+            Err(RecvTimeoutError::Timeout) if !self.over.load(Ordering::SeqCst) => None,
+            Err(_) => return None,
+        };
+        Some(first.into_iter().chain(self.events.try_iter()))
+    }
+}
+
+fn watch(mode: Mode, style: &Style, source: &Source) -> Summary {
     match mode {
-        Mode::Auto if is_terminal => watch_tty(style, events),
-        Mode::Tty => watch_tty(style, events),
-        Mode::Auto | Mode::Plain => watch_plain(events),
-        Mode::RawJson => watch_raw_json(events),
+        Mode::Auto if io::stderr().is_terminal() => watch_tty(style, source),
+        Mode::Tty => watch_tty(style, source),
+        Mode::Auto | Mode::Plain => watch_plain(source),
+        Mode::RawJson => watch_raw_json(source),
         Mode::Quiet => {
             let mut trace = Trace::new(TAIL_LINES);
-            events.iter().for_each(|event| trace.apply(&event));
+            while let Some(events) = source.next(IDLE) {
+                events.for_each(|event| trace.apply(&event));
+            }
             Summary { failed: trace.failed(), warnings: trace.warnings }
         }
     }
@@ -117,18 +148,13 @@ fn summary(trace: &Trace) -> Summary {
     Summary { failed: trace.failed(), warnings: Vec::new() }
 }
 
-fn watch_plain(events: &Receiver<Event>) -> Summary {
+fn watch_plain(source: &Source) -> Summary {
     let clock = Instant::now();
     let mut trace = Trace::new(TAIL_LINES);
     let mut plain = plain::Plain::default();
     let mut out = Vec::new();
-    loop {
-        let first = match events.recv_timeout(Duration::from_secs(1)) {
-            Ok(event) => Some(event),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => break,
-        };
-        for event in first.into_iter().chain(events.try_iter()) {
+    while let Some(events) = source.next(IDLE) {
+        for event in events {
             trace.apply(&event);
             plain.apply(&event, &trace);
         }
@@ -140,38 +166,32 @@ fn watch_plain(events: &Receiver<Event>) -> Summary {
     summary(&trace)
 }
 
-fn watch_raw_json(events: &Receiver<Event>) -> Summary {
+fn watch_raw_json(source: &Source) -> Summary {
     let mut trace = Trace::new(TAIL_LINES);
-    let zero = std::time::SystemTime::now();
+    let zero = SystemTime::now();
     let mut out = Vec::new();
-    for event in events {
-        trace.apply(&event);
-        raw_json::write(&event, &trace, zero, &mut out);
-        write_stderr(&mut out);
+    while let Some(events) = source.next(IDLE) {
+        for event in events {
+            trace.apply(&event);
+            raw_json::write(&event, &trace, zero, &mut out);
+            write_stderr(&mut out);
+        }
     }
     summary(&trace)
 }
 
-fn watch_tty(style: &Style, events: &Receiver<Event>) -> Summary {
+fn watch_tty(style: &Style, source: &Source) -> Summary {
     let clock = Instant::now();
     let mut trace = Trace::new(TTY_TAIL_LINES);
     let mut painter = tty::Painter::default();
     let mut out = Vec::new();
     let mut next_frame = FIRST_FRAME;
-    loop {
-        let wait = next_frame.saturating_sub(clock.elapsed());
-        match events.recv_timeout(wait.max(Duration::from_millis(1))) {
-            Ok(event) => {
-                trace.apply(&event);
-                events.try_iter().for_each(|event| trace.apply(&event));
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
+    let wait = |next: Duration| next.saturating_sub(clock.elapsed()).max(Duration::from_millis(1));
+    while let Some(events) = source.next(wait(next_frame)) {
+        events.for_each(|event| trace.apply(&event));
         let now = clock.elapsed();
         if now >= next_frame {
-            let size = terminal_size();
-            painter.paint(&tty::frame(&trace, now, size, style, false), &mut out);
+            painter.paint(&tty::frame(&trace, now, terminal_size(), style, false), &mut out);
             write_stderr(&mut out);
             next_frame = now + FRAME;
         }

@@ -17,6 +17,8 @@ const LONGEST_HIDDEN: Duration = Duration::from_secs(10);
 const SHORTEST_SHOWN: f64 = 5.0;
 /// A status is written again when it moved by this part of its total …
 const STATUS_STEP: f64 = 0.05;
+/// … and not sooner than this (BuildKit collects what happens in 100 to 150 ms), …
+const STATUS_PAUSE: Duration = Duration::from_millis(150);
 /// … or when this time has passed.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -262,7 +264,8 @@ impl Lane {
             Some(total) if total > 0 => status.current.saturating_sub(*current) as f64 / total as f64,
             _ => 0.0,
         };
-        step >= STATUS_STEP || status.latest.saturating_sub(*at) >= STATUS_INTERVAL
+        let pause = status.latest.saturating_sub(*at);
+        step >= STATUS_STEP && pause >= STATUS_PAUSE || pause >= STATUS_INTERVAL
     }
 }
 

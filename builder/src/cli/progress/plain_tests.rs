@@ -99,6 +99,8 @@ fn transfers() {
         --
         at 0.6
         1 status sha256:aa 12300000 45000000
+        at 0.7
+        1 status sha256:aa 30000000 45000000
         --
         at 1.2
         1 ended sha256:aa 45000000 45000000
