@@ -1,12 +1,14 @@
 //! Hides how a layer looks in its two forms, and how each is made of the other: an overlay directory and a tar of changes.
 
 pub mod compress;
+mod inflate;
 mod pack;
 mod unpack;
 pub mod upper;
 pub mod whiteout;
 pub mod xattr;
 
+pub use inflate::{UnpackBlobError, unpack_blob};
 pub use pack::{PackError, PackOptions, PackStats, Packed, PackedError, pack, pack_compressed};
 pub use unpack::{UnpackError, UnpackOptions, UnpackStats, unpack};
 

@@ -271,7 +271,7 @@ impl MergedDir {
     pub(crate) fn lookup(self: &Arc<Self>, name: &[u8]) -> std::result::Result<Option<Node>, FsError> {
         for (part, dir) in self.parts.iter().enumerate() {
             let Some(meta) = dir.stat(name)? else { continue };
-            return Ok(self.node(part, name, meta)?);
+            return self.node(part, name, meta);
         }
         Ok(None)
     }

@@ -135,7 +135,7 @@ type Peeked<R> = BufReader<io::Chain<io::Cursor<Vec<u8>>, R>>;
 
 enum Source<R: Read> {
     None(Peeked<R>),
-    Gzip(flate2::bufread::MultiGzDecoder<Peeked<R>>),
+    Gzip(Box<flate2::bufread::MultiGzDecoder<Peeked<R>>>),
     Zstd(zstd::stream::read::Decoder<'static, Peeked<R>>),
     // `bzip2` is libbz2 in Rust, `lzma-rust2` the xz of the Java port in Rust: unlike `xz2` and `liblzma` they need no C compiler,
     // and both are fuzzed against the originals. Only `ADD` uses them, on archives that the user has at hand: speed comes second.
@@ -157,7 +157,7 @@ impl<R: Read> Decoder<R> {
     fn new(source: Peeked<R>, compression: Compression) -> io::Result<Self> {
         let inner = match compression {
             Compression::None => Source::None(source),
-            Compression::Gzip => Source::Gzip(flate2::bufread::MultiGzDecoder::new(source)),
+            Compression::Gzip => Source::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(source))),
             // A window of more than 128 MiB, libzstd's own limit, is refused.
             Compression::Zstd => Source::Zstd(zstd::stream::read::Decoder::with_buffer(source)?),
             Compression::Bzip2 => Source::Bzip2(bzip2::bufread::MultiBzDecoder::new(source)),

@@ -254,6 +254,35 @@ fn gnu_tar_unpacks_the_same_tree() {
 }
 
 #[test]
+fn umoci_unpacks_the_same_tree() {
+    if !can_mount("umoci_unpacks_the_same_tree") {
+        return;
+    }
+    let dirs = Dirs::new();
+    let diff = dirs.make("diff");
+    if !std::process::Command::new("umoci").arg("--version").output().is_ok_and(|o| o.status.success()) {
+        println!("skipped: umoci_unpacks_the_same_tree needs umoci");
+        return;
+    }
+    for (at, (name, _, change, _)) in CHANGES.iter().enumerate().filter(|(_, row)| row.1.is_empty()) {
+        if tool_missing(change).is_none() && !["ACL", "deep tree"].contains(name) {
+            sh(&diff, &format!("mkdir r{at}; cd r{at}\n{change}"));
+        }
+    }
+    std::fs::write(dirs.temp.path().join("layer.tar"), packed(&diff)).unwrap();
+    sh(
+        dirs.temp.path(),
+        "umoci init --layout oci; umoci new --image oci:t; umoci raw add-layer --image oci:t layer.tar; umoci unpack --image oci:t bundle",
+    );
+    let (mut ours, theirs) = (tell(&plain(&diff), true), tell(&plain(&dirs.temp.path().join("bundle/rootfs")), true));
+    ours.remove("/");
+    // Go takes an empty PAX value for none at all.
+    ours.retain(|path, line| theirs.get(path).map_or("", |l| l) != line.trim_end_matches(" user.d="));
+    let found: Vec<_> = ours.keys().map(|path| theirs.get(path)).collect();
+    assert!(ours.is_empty(), "{ours:#?} became {found:#?}");
+}
+
+#[test]
 fn reserved_names_are_refused() {
     let dirs = Dirs::new();
     let diff = dirs.make("diff");

@@ -593,10 +593,10 @@ impl State {
                 self.dirs[at].attrs = implied_dir(Some(Timestamp::default()));
             }
         }
-        if id == ROOT {
-            if let Some(root) = self.open.get_mut(&ROOT) {
-                root.below = None;
-            }
+        if id == ROOT
+            && let Some(root) = self.open.get_mut(&ROOT)
+        {
+            root.below = None;
         }
         Ok(())
     }
@@ -672,7 +672,7 @@ impl State {
         while let Some(name) = steps.next() {
             if name == b".." {
                 done.pop();
-                trail.truncate(done.len().max(0) + 1);
+                trail.truncate(done.len() + 1);
                 continue;
             }
             // `trail` is one longer than `done`: it begins with the root.

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 
 use super::header::{self, BLOCK, Block};
 use super::pax::{self, Records};
-use super::sparse::{self, Format, Region};
+use super::sparse::{self, Format, Region, Sparse};
 use super::{Entry, EntryKind};
 use crate::rootdir::{Kind, Timestamp, Xattrs};
 
@@ -260,7 +260,7 @@ impl<R: Read> Reader<R> {
         path: &mut Vec<u8>,
     ) -> Result<(Option<Vec<Region>>, u64)> {
         let refused = |reason| TarError::Refused { at, reason };
-        let (format, name, real_size) = sparse::of_records(records).map_err(refused)?;
+        let Sparse { format, name, size: real_size } = sparse::of_records(records).map_err(refused)?;
         let stored = self.left;
         let (regions, size) = match format {
             Format::No if flag == b'S' => {

@@ -21,8 +21,15 @@ pub(super) enum Format {
     Data,
 }
 
-/// Finds out the format, and the name and size that replace those of the header.
-pub(super) fn of_records(records: &Records) -> Result<(Format, Option<&Vec<u8>>, Option<u64>), &'static str> {
+/// What an extended header says of a sparse file, with the name and size that replace those of the header.
+pub(super) struct Sparse<'a> {
+    pub(super) format: Format,
+    pub(super) name: Option<&'a Vec<u8>>,
+    pub(super) size: Option<u64>,
+}
+
+/// Finds out the format.
+pub(super) fn of_records(records: &Records) -> Result<Sparse<'_>, &'static str> {
     let get = |key: &[u8]| records.get(key).filter(|v| !v.is_empty());
     let size = match get(b"GNU.sparse.realsize").or(get(b"GNU.sparse.size")) {
         Some(text) => Some(pax::decimal(text).ok_or("the size of a sparse file is not a number")?),
@@ -40,7 +47,7 @@ pub(super) fn of_records(records: &Records) -> Result<(Format, Option<&Vec<u8>>,
         _ if records.keys().any(|k| k.starts_with(b"GNU.sparse.")) => return Err("the format of a sparse file is not known"),
         _ => Format::No,
     };
-    Ok((format, name, size))
+    Ok(Sparse { format, name, size })
 }
 
 fn header_map(records: &Records) -> Result<Vec<Region>, &'static str> {

@@ -84,11 +84,13 @@ for f in sorted(os.listdir('.')):
         .collect()
 }
 
+/// A name, the parts of an archive, and the error if it's refused.
+type Row = (&'static str, Vec<Vec<u8>>, Option<&'static str>);
+
 #[test]
 fn size_and_name_rules_are_those_of_others_or_refused() {
-    // (name, archive, the error if it's refused)
     let long = [b'n'; 300];
-    let rows: Vec<(&str, Vec<Vec<u8>>, Option<&str>)> = vec![
+    let rows: Vec<Row> = vec![
         ("plain", vec![file(b"a", 3, b"abc"), file(b"b", 0, b""), end()], None),
         // C45: what TARmageddon was about, and its kin.
         ("PAX size, header 0", vec![pax(&[("size", b"600")]), file(b"a", 0, &[b'x'; 600]), file(b"b", 1, b"y"), end()], None),
