@@ -537,7 +537,8 @@ mod tests {
 
     #[test]
     fn switches_and_repetitions() {
-        let rows: &[(&str, fn(&BuildArgs) -> bool)] = &[
+        type Row = (&'static str, fn(&BuildArgs) -> bool);
+        let rows: &[Row] = &[
             ("--no-cache .", |a| a.no_cache),
             ("--no-cache=true .", |a| a.no_cache),
             ("--no-cache --no-cache=false .", |a| !a.no_cache),

@@ -16,10 +16,13 @@ fn meant(line: &str, environment: &[(&str, &str)], stdin: &[u8]) -> Result<Build
     })
 }
 
+/// What is typed, the environment, and what must hold of the request.
+type Row = (&'static str, &'static [(&'static str, &'static str)], Box<dyn Fn(&BuildRequest) -> bool>);
+
 #[test]
 fn flags_become_a_request() {
     let pairs = |list: &[(&str, &str)]| list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>();
-    let rows: Vec<(&str, &[(&str, &str)], Box<dyn Fn(&BuildRequest) -> bool>)> = vec![
+    let rows: Vec<Row> = vec![
         ("/", &[], Box::new(|r| r.context == ContextSource::Folder("/".into()) && r.dockerfile == DockerfileSource::Default)),
         ("-f x/Dockerfile /", &[], Box::new(|r| r.dockerfile == DockerfileSource::Path("x/Dockerfile".into()))),
         ("-f - /", &[], Box::new(|r| r.dockerfile == DockerfileSource::Bytes(b"FROM scratch".to_vec()))),

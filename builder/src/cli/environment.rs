@@ -82,7 +82,8 @@ mod tests {
 
     #[test]
     fn places() {
-        let rows: &[(&[(&str, &str)], bool, &str)] = &[
+        type Row = (&'static [(&'static str, &'static str)], bool, &'static str);
+        let rows: &[Row] = &[
             (&[("HOME", "/h")], false, "/h/.local/share/kiln"),
             (&[("HOME", "/h"), ("XDG_DATA_HOME", "/d")], false, "/d/kiln"),
             (&[("HOME", "/h"), ("XDG_DATA_HOME", "relative")], false, "/h/.local/share/kiln"),
