@@ -140,10 +140,7 @@ fn digest_in(record: &CacheRecord, field: &str) -> Option<Digest> {
     Digest::parse(record.data.get(field)?.as_str()?).ok()
 }
 
-fn remembered_manifest(
-    engine: &Engine,
-    key: &kiln_store::CacheKey,
-) -> Result<Option<(Descriptor, Raw<Manifest>)>, Error> {
+fn remembered_manifest(engine: &Engine, key: &kiln_store::CacheKey) -> Result<Option<(Descriptor, Raw<Manifest>)>, Error> {
     let Some(record) = engine.store.cache().get(key)? else { return Ok(None) };
     let Some(descriptor) = record.data.get("manifest").and_then(|d| serde_json::from_value::<Descriptor>(d.clone()).ok()) else {
         return Ok(None);
@@ -171,7 +168,8 @@ fn fetch(engine: &Engine, reference: &Reference, platform: &Platform) -> Result<
     if media_type::is_index(&descriptor.media_type) {
         let index = Raw::<Index>::parse(bytes).map_err(|e| invalid(format!("its index can't be read: {e}")))?;
         let entry = choose(index.value(), platform).ok_or_else(|| {
-            let mut offered: Vec<String> = index.value().manifests.iter().filter_map(|m| m.platform.as_ref()).map(ToString::to_string).collect();
+            let mut offered: Vec<String> =
+                index.value().manifests.iter().filter_map(|m| m.platform.as_ref()).map(ToString::to_string).collect();
             offered.retain(|p| p != "unknown/unknown");
             Error::Image(ImageError::NoPlatform { name: reference.to_string(), wanted: platform.to_string(), offered })
         })?;
@@ -208,9 +206,9 @@ pub(crate) fn fetch_blob(
     if blobs.has_sized(&descriptor.digest, descriptor.size) {
         return Ok(());
     }
-    let mut writer = blobs.writer()?;
+    let mut writer = blobs.verified_writer()?;
     engine.registry.fetch_blob(repository, descriptor, &mut writer, progress)?;
-    writer.commit(Some((descriptor.digest, descriptor.size)))?;
+    writer.commit(&descriptor.digest, descriptor.size)?;
     Ok(())
 }
 
@@ -234,8 +232,9 @@ fn choose<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
 
 pub(crate) fn read_config(engine: &Engine, digest: &Digest) -> Result<Raw<ImageConfig>, Error> {
     let bytes = engine.store.blobs().read(digest, MAX_DOCUMENT)?;
-    Raw::parse(bytes)
-        .map_err(|e| Error::Image(ImageError::Invalid { name: digest.to_string(), reason: format!("its configuration can't be read: {e}") }))
+    Raw::parse(bytes).map_err(|e| {
+        Error::Image(ImageError::Invalid { name: digest.to_string(), reason: format!("its configuration can't be read: {e}") })
+    })
 }
 
 pub(crate) fn chain_id(config: &ImageConfig) -> Option<ChainId> {
@@ -259,7 +258,12 @@ pub(crate) fn add_layers(
     for (diff_id, blob) in diff_ids.iter().zip(&manifest.layers) {
         let chain_id = ChainId::extend(chain, *diff_id);
         chain = Some(chain_id);
-        let base = BaseLayer { diff_id: *diff_id, chain_id, blob: blob.clone(), sources: repository.map(str::to_owned).into_iter().collect() };
+        let base = BaseLayer {
+            diff_id: *diff_id,
+            chain_id,
+            blob: blob.clone(),
+            sources: repository.map(str::to_owned).into_iter().collect(),
+        };
         parent = Some(engine.store.layers().add_base(parent.as_ref(), &base)?);
     }
     Ok(parent)

@@ -184,7 +184,8 @@ fn export(
     task.status("exporting layers", 0, None);
     let wants_blobs = request.push || !request.outputs.is_empty();
     let diff_ids = if wants_blobs {
-        let packed: Result<Vec<_>, Error> = layers.iter().map(|l| Ok(pack::packed(engine, l, Compression::Gzip, task)?.1)).collect();
+        let packed: Result<Vec<_>, Error> =
+            layers.iter().map(|l| Ok(pack::packed(engine, l, Compression::Gzip, task)?.1)).collect();
         packed?
     } else {
         pack::diff_ids(engine, &layers)?

@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_frontend::{Diagnostic, Source, Span};
-use kiln_oci::digest::DiffId;
 use kiln_runner::RunError;
 use kiln_store::layer::upper::UpperError;
-use kiln_store::layer::{PackError, PackedError, UnpackError};
+use kiln_store::layer::{PackError, PackedError, UnpackBlobError};
 use kiln_store::rootdir::FsError;
 use kiln_store::tar::{TarError, WriteError};
 use kiln_store::view::ViewError;
@@ -180,17 +179,7 @@ pub enum StepError {
         digest: String,
         /// Why.
         #[source]
-        cause: UnpackError,
-    },
-    /// The blob of a layer is not what the image's configuration says.
-    #[error("the layer {digest} unpacks to {found}, but the image's configuration says {expected}")]
-    WrongDiffId {
-        /// The blob.
-        digest: String,
-        /// The digest of its tar.
-        found: DiffId,
-        /// What it should be.
-        expected: DiffId,
+        cause: UnpackBlobError,
     },
     /// What a name stands for is not an image that can be used.
     #[error(transparent)]
@@ -278,7 +267,9 @@ impl Error {
     /// What to do about it, where that can be said.
     pub fn hint(&self) -> Option<String> {
         if out_of_space(self) {
-            return Some("free some space, for instance with `kiln prune`, or put the store on another disk with `--root`".to_owned());
+            return Some(
+                "free some space, for instance with `kiln prune`, or put the store on another disk with `--root`".to_owned(),
+            );
         }
         match self {
             Error::Registry(error) => error.hint(),
@@ -305,7 +296,7 @@ impl Error {
 impl StepError {
     fn kind(&self) -> Kind {
         match self {
-            StepError::Registry(_) | StepError::Image(_) | StepError::Unpack { .. } | StepError::WrongDiffId { .. } => Kind::Registry,
+            StepError::Registry(_) | StepError::Image(_) | StepError::Unpack { .. } => Kind::Registry,
             StepError::Store(_) => Kind::Store,
             StepError::Sandbox(error) => match error {
                 RunError::User(_)

@@ -89,7 +89,8 @@ mod tests {
 
     #[test]
     fn times_follow_the_layers() {
-        let layer = |created: &str| NewLayer { diff_id: DiffId::new(Digest::of(created.as_bytes())), created: created.to_owned() };
+        let layer =
+            |created: &str| NewLayer { diff_id: DiffId::new(Digest::of(created.as_bytes())), created: created.to_owned() };
         // base history, new entries (true = empty), times of new layers, expected times
         let rows: [(&[Option<&str>], &[bool], &[&str], &[&str]); 4] = [
             (&[Some("1")], &[false, true, false], &["5", "7"], &["1", "5", "7", "7"]),

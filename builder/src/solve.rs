@@ -123,14 +123,15 @@ pub fn solve(work: &Work<'_>, targets: &[VertexId]) -> Result<Vec<Solved>, Error
     let size = work.graph.vertices.len();
     let results: Vec<OnceLock<Solved>> = (0..size).map(|_| OnceLock::new()).collect();
     let mut failed = None;
-    let mut schedule = crate::schedule::Schedule::plan(work.graph, targets.iter().copied(), |id| match known(work, &definitions, id) {
-        Ok(Some(solved)) => results[id.0].set(solved).is_ok(),
-        Ok(None) => false,
-        Err(error) => {
-            failed.get_or_insert(error);
-            true
-        }
-    });
+    let mut schedule =
+        crate::schedule::Schedule::plan(work.graph, targets.iter().copied(), |id| match known(work, &definitions, id) {
+            Ok(Some(solved)) => results[id.0].set(solved).is_ok(),
+            Ok(None) => false,
+            Err(error) => {
+                failed.get_or_insert(error);
+                true
+            }
+        });
     if let Some(error) = failed {
         return Err(error);
     }
@@ -393,7 +394,12 @@ impl Step<'_> {
         let inputs = self.inputs(vertex, definition, &parent, task)?;
         let key = step_key(Flavour::Content, &vertex.op, &inputs);
         let remember = |solved: &Solved| -> Result<(), Error> {
-            let record = CacheRecord { layer: solved.layer.clone(), identity: solved.identity.0, blobs: Vec::new(), data: serde_json::Value::Null };
+            let record = CacheRecord {
+                layer: solved.layer.clone(),
+                identity: solved.identity.0,
+                blobs: Vec::new(),
+                data: serde_json::Value::Null,
+            };
             engine.store.cache().put(&key, &record)?;
             if let Some(key) = &definition.key {
                 engine.store.cache().put(key, &record)?;
@@ -415,7 +421,9 @@ impl Step<'_> {
             Op::Exec(op) => self.exec(op, definition, &parent, task)?,
             Op::Copy(op) => self.copy(op, definition, &parent, &key, task)?,
             Op::Workdir(op) => {
-                let layer = self.change(op.parent.is_none(), &parent, task, |view, upper| Ok(file::workdir(op, view, upper, self.work.clock)?))?;
+                let layer = self.change(op.parent.is_none(), &parent, task, |view, upper| {
+                    Ok(file::workdir(op, view, upper, self.work.clock)?)
+                })?;
                 Solved { layer: Some(layer), identity: Identity::of_key(&key) }
             }
             Op::Image(_) => parent,
@@ -431,7 +439,8 @@ impl Step<'_> {
 
     /// What stands for the inputs in the content key.
     fn inputs<'a>(&self, vertex: &'a Vertex, definition: &Definition, parent: &Solved, task: &Task) -> Result<Inputs<'a>, Error> {
-        let mut inputs = Inputs { parent: parent.identity, mounts: Vec::new(), selection: definition.selection, platform: &vertex.platform };
+        let mut inputs =
+            Inputs { parent: parent.identity, mounts: Vec::new(), selection: definition.selection, platform: &vertex.platform };
         match &vertex.op {
             Op::Copy(op) => {
                 if let CopyFrom::Vertex(input) = op.from {
@@ -515,7 +524,8 @@ impl Step<'_> {
             file::copy(&op, &tree, view, upper, &[], self.work.clock, &mut |text| task.warn(text))?;
             Ok(())
         })?;
-        let record = CacheRecord { layer: Some(layer.clone()), identity: files, blobs: Vec::new(), data: serde_json::Value::Null };
+        let record =
+            CacheRecord { layer: Some(layer.clone()), identity: files, blobs: Vec::new(), data: serde_json::Value::Null };
         cache.put(&key, &record)?;
         Ok(layer)
     }

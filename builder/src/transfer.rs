@@ -105,7 +105,12 @@ pub(crate) fn push_in(engine: &Engine, reference: &Reference, task: &Task) -> Re
     task.status_done("pushing layers", 0, None);
     let config = &packed.manifest.value().config;
     let bytes = packed.config.bytes().to_vec();
-    engine.registry.push_blob(&repository, config, &|| Ok(Box::new(std::io::Cursor::new(bytes.clone())) as Box<dyn Read + Send>), &|_| {})?;
+    engine.registry.push_blob(
+        &repository,
+        config,
+        &|| Ok(Box::new(std::io::Cursor::new(bytes.clone())) as Box<dyn Read + Send>),
+        &|_| {},
+    )?;
     let name = match reference.tag() {
         Some(tag) => ManifestName::Tag(tag),
         None => ManifestName::Digest,
@@ -127,7 +132,12 @@ pub(crate) struct PackedImage {
 }
 
 /// Packs what isn't packed yet and writes the manifest down, so that the next push or save finds both.
-pub(crate) fn packed_image(engine: &Engine, record: &mut ImageRecord, compression: Compression, task: &Task) -> Result<PackedImage, Error> {
+pub(crate) fn packed_image(
+    engine: &Engine,
+    record: &mut ImageRecord,
+    compression: Compression,
+    task: &Task,
+) -> Result<PackedImage, Error> {
     let config = bases::read_config(engine, &record.config)?;
     let layers: Vec<LayerRecord> = match record.layers.last() {
         Some(top) => engine.store.layers().chain(top)?,
@@ -171,7 +181,13 @@ fn fits(engine: &Engine, manifest: &Raw<Manifest>, layers: &[LayerRecord], compr
     })
 }
 
-fn push_layer(engine: &Engine, repository: &Repository, layer: &LayerRecord, blob: &Descriptor, task: &Task) -> Result<(), Error> {
+fn push_layer(
+    engine: &Engine,
+    repository: &Repository,
+    layer: &LayerRecord,
+    blob: &Descriptor,
+    task: &Task,
+) -> Result<(), Error> {
     let sources: Vec<Repository> = match &layer.kind {
         LayerKind::Base(BaseLayer { sources, .. }) => {
             sources.iter().filter_map(|s| Reference::parse(s).ok()).map(|r| Repository::from(&r)).collect()
@@ -192,7 +208,8 @@ fn push_layer(engine: &Engine, repository: &Repository, layer: &LayerRecord, blo
         Ok(Box::new(file))
     };
     task.status(&name, 0, Some(blob.size));
-    let pushed = engine.registry.push_blob_from(repository, blob, &sources, &open, &|sent| task.status(&name, sent, Some(blob.size)));
+    let pushed =
+        engine.registry.push_blob_from(repository, blob, &sources, &open, &|sent| task.status(&name, sent, Some(blob.size)));
     match pushed {
         Ok(pushed) => {
             let note = match pushed {

@@ -110,6 +110,15 @@ impl<'a> Blobs<'a> {
         Ok(BlobWriter { store: self.store.clone(), draft, hasher: Hasher::new(), written: 0, limit: u64::MAX })
     }
 
+    /// Begins a blob for a caller who verifies every byte by itself, as the registry client does: hashing twice would be
+    /// the greater part of a pull's cost.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn verified_writer(&self) -> Result<VerifiedBlobWriter> {
+        Ok(VerifiedBlobWriter { store: self.store.clone(), draft: self.store.session()?.draft()?, written: 0 })
+    }
+
     /// Stores some bytes.
     ///
     /// # Errors
@@ -184,14 +193,51 @@ impl BlobWriter {
                 return Err(Error::DigestMismatch { expected: digest, actual });
             }
         }
-        let path = store.layout().blob(&actual);
-        if fs::symlink_metadata(&path).is_ok() {
-            // What is there may be damaged, which ours heals; it may also be safe on disk, which ours isn't yet.
-            draft.file.sync_all().map_err(Error::io("sync", &path))?;
-        }
-        draft.rename_to(&path)?;
+        place(&store, draft, &actual)?;
         Ok((actual, written))
     }
+}
+
+/// Writes a blob that its caller verifies. Dropping it without [`VerifiedBlobWriter::commit`] removes what was written.
+#[derive(Debug)]
+pub struct VerifiedBlobWriter {
+    store: Store,
+    draft: Draft,
+    written: u64,
+}
+
+impl VerifiedBlobWriter {
+    /// Gives the blob the name that the caller verified.
+    ///
+    /// # Errors
+    /// [`Error::SizeMismatch`] (nothing is kept then), [`Error::Io`].
+    pub fn commit(self, digest: &Digest, size: u64) -> Result<()> {
+        if size != self.written {
+            return Err(Error::SizeMismatch { expected: size, actual: self.written });
+        }
+        place(&self.store, self.draft, digest)
+    }
+}
+
+impl Write for VerifiedBlobWriter {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let count = self.draft.file.write(buffer)?;
+        self.written += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn place(store: &Store, draft: Draft, digest: &Digest) -> Result<()> {
+    let path = store.layout().blob(digest);
+    if fs::symlink_metadata(&path).is_ok() {
+        // What is there may be damaged, which ours heals; it may also be safe on disk, which ours isn't yet.
+        draft.file.sync_all().map_err(Error::io("sync", &path))?;
+    }
+    draft.rename_to(&path)
 }
 
 impl Write for BlobWriter {

@@ -2,7 +2,7 @@
 //!
 //! A store is a folder that any number of kiln processes share without a daemon. What is in it appears by a rename when it
 //! is complete, so a process that is killed leaves nothing half-made; locks are on open files and die with their process.
-//! [`format`] draws the folder, and says which promise each file makes across a power cut.
+//! [`mod@format`] draws the folder, and says which promise each file makes across a power cut.
 //!
 //! * [`Store::blobs`]: bytes by their digest; verified when written and when read.
 //! * [`Store::layers`]: records, parents and trees. A base layer is written down by [`Layers::add_base`] without fetching it, and

@@ -45,12 +45,13 @@ pub struct IgnoreText {
 pub fn read_dockerfile(dir: &Path, source: &DockerfileSource) -> Result<DockerfileText, ContextError> {
     let what = "the Dockerfile";
     match source {
-        DockerfileSource::Bytes(bytes) => {
-            Ok(DockerfileText { path: None, name: "Dockerfile".to_owned(), bytes: bytes.clone() })
-        }
+        DockerfileSource::Bytes(bytes) => Ok(DockerfileText { path: None, name: "Dockerfile".to_owned(), bytes: bytes.clone() }),
         DockerfileSource::Path(path) => {
-            let bytes = read_below(CWD, path, ResolveFlags::empty())
-                .map_err(|cause| ContextError::Text { what, path: path.clone(), cause })?;
+            let bytes = read_below(CWD, path, ResolveFlags::empty()).map_err(|cause| ContextError::Text {
+                what,
+                path: path.clone(),
+                cause,
+            })?;
             Ok(DockerfileText { path: Some(path.clone()), name: path.display().to_string(), bytes })
         }
         DockerfileSource::Default => {

@@ -43,7 +43,8 @@ fn save_in(engine: &Engine, names: &[Reference], format: ArchiveFormat, dest: Op
         };
         images.push(packed_image(engine, &mut record, Compression::Gzip, task)?);
     }
-    let members: Vec<Member<'_>> = names.iter().zip(&images).map(|(name, image)| Member { names: vec![name.clone()], image }).collect();
+    let members: Vec<Member<'_>> =
+        names.iter().zip(&images).map(|(name, image)| Member { names: vec![name.clone()], image }).collect();
     write(engine, &members, format, dest, task)
 }
 
@@ -115,7 +116,9 @@ fn write_to(engine: &Engine, members: &[Member<'_>], format: ArchiveFormat, out:
                 let mut reader = engine.store.blobs().reader(&descriptor.digest, descriptor.size)?;
                 let mut buffer = vec![0; 256 << 10];
                 loop {
-                    let n = reader.read(&mut buffer).map_err(|cause| Error::System { operation: "read a blob of the store", cause })?;
+                    let n = reader
+                        .read(&mut buffer)
+                        .map_err(|cause| Error::System { operation: "read a blob of the store", cause })?;
                     if n == 0 {
                         break;
                     }

@@ -37,7 +37,9 @@ pub fn load(engine: &Engine, source: Option<&Path>) -> Result<Vec<Loaded>, Error
     let shown = source.unwrap_or(Path::new("-"));
     let reader: Box<dyn Read + Send> = match source {
         None => Box::new(io::stdin()),
-        Some(path) => Box::new(File::open(path).map_err(|cause| Error::ReadInput { what: "archive", path: path.to_owned(), cause })?),
+        Some(path) => {
+            Box::new(File::open(path).map_err(|cause| Error::ReadInput { what: "archive", path: path.to_owned(), cause })?)
+        }
     };
     let loaded = Archive::read(engine, reader, shown).and_then(|archive| archive.images(engine));
     task.end_with(loaded)
@@ -77,7 +79,8 @@ impl Archive {
                 }
                 EntryKind::Node(Kind::Symlink) | EntryKind::HardLink => {
                     let Ok(target) = String::from_utf8(entry.link) else { continue };
-                    let base = if entry.kind == EntryKind::HardLink { "" } else { path.rsplit_once('/').map_or("", |(dir, _)| dir) };
+                    let base =
+                        if entry.kind == EntryKind::HardLink { "" } else { path.rsplit_once('/').map_or("", |(dir, _)| dir) };
                     let target = clean(base, &target);
                     archive.links.insert(path, target);
                 }
@@ -150,7 +153,9 @@ impl Archive {
             Compression::None => media_type::OCI_LAYER,
             Compression::Gzip => media_type::OCI_LAYER_GZIP,
             Compression::Zstd => media_type::OCI_LAYER_ZSTD,
-            Compression::Bzip2 | Compression::Xz => return Err(self.invalid(format!("`{path}` is compressed in a way that no layer may be"))),
+            Compression::Bzip2 | Compression::Xz => {
+                return Err(self.invalid(format!("`{path}` is compressed in a way that no layer may be")));
+            }
         };
         Ok(Descriptor::new(media_type, stored.digest, stored.size))
     }
@@ -208,7 +213,8 @@ impl Archive {
     ) -> Result<Loaded, Error> {
         add_layers(engine, manifest.value(), config.value(), None)?;
         engine.store.blobs().put_bytes(manifest.bytes())?;
-        let descriptor = Descriptor::of(manifest.value().media_type.as_deref().unwrap_or(media_type::OCI_MANIFEST), manifest.bytes());
+        let descriptor =
+            Descriptor::of(manifest.value().media_type.as_deref().unwrap_or(media_type::OCI_MANIFEST), manifest.bytes());
         let image_id = config.digest();
         let top = crate::bases::chain_id(config.value()).map(kiln_store::LayerId::of_chain);
         let mut record = ImageRecord {

@@ -38,7 +38,12 @@ fn diff_id(engine: &Engine, layer: &LayerRecord) -> Result<DiffId, Error> {
 /// The blob of a layer in this compression, and the digest of its tar, made in one pass when it isn't there.
 ///
 /// A layer that came with an image keeps its own blob whatever its compression: it was never ours to change.
-pub fn packed(engine: &Engine, layer: &LayerRecord, compression: Compression, task: &Task) -> Result<(Descriptor, DiffId), Error> {
+pub fn packed(
+    engine: &Engine,
+    layer: &LayerRecord,
+    compression: Compression,
+    task: &Task,
+) -> Result<(Descriptor, DiffId), Error> {
     if let LayerKind::Base(BaseLayer { blob, diff_id, .. }) = &layer.kind {
         return Ok((blob.clone(), *diff_id));
     }

@@ -30,11 +30,7 @@ pub struct Setting<'a> {
 
 /// Runs the command on a fresh layer above `prepared`'s parents; the layer is complete when this returns.
 pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting<'_>, task: &Task) -> Result<(), Error> {
-    let root = RootFs::Overlay {
-        lowers: prepared.lowers.clone(),
-        upper: prepared.upper.clone(),
-        work: prepared.work.clone(),
-    };
+    let root = RootFs::Overlay { lowers: prepared.lowers.clone(), upper: prepared.upper.clone(), work: prepared.work.clone() };
     let mut spec = RunSpec::new(root, op.args.iter().map(OsString::from).collect());
     spec.env = op.env.iter().chain(&op.proxy_env).map(|(k, v)| (k.into(), v.into())).collect();
     spec.cwd = PathBuf::from(op.cwd.as_os_str());
@@ -47,7 +43,9 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
     };
     spec.security = match op.security {
         SecurityMode::Sandbox => Security::Sandbox,
-        SecurityMode::Insecure => return Err(step(RunError::Invalid { reason: "`--security=insecure` is not supported yet".to_owned() })),
+        SecurityMode::Insecure => {
+            return Err(step(RunError::Invalid { reason: "`--security=insecure` is not supported yet".to_owned() }));
+        }
     };
     if let Some(size) = setting.shm_size {
         spec.shm_size = size;
@@ -144,12 +142,9 @@ fn mounts(engine: &Engine, op: &ExecOp, setting: &Setting<'_>, held: &mut Held) 
                 });
                 held.guards.push(guard);
             }
-            MountKind::Tmpfs { size } => out.push(Mount {
-                target,
-                source: MountSource::Tmpfs { size: *size },
-                subpath: PathBuf::new(),
-                readonly: false,
-            }),
+            MountKind::Tmpfs { size } => {
+                out.push(Mount { target, source: MountSource::Tmpfs { size: *size }, subpath: PathBuf::new(), readonly: false })
+            }
         }
     }
     Ok(out)

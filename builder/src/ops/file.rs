@@ -165,12 +165,7 @@ impl FileError {
 ///
 /// # Errors
 /// [`FileError::MakeDir`] when a file is in the way, [`FileError::Owner`], [`FileError::Tree`].
-pub fn workdir(
-    op: &WorkdirOp,
-    parent: &View,
-    upper: &mut UpperWriter,
-    clock: std::time::SystemTime,
-) -> Result<(), FileError> {
+pub fn workdir(op: &WorkdirOp, parent: &View, upper: &mut UpperWriter, clock: std::time::SystemTime) -> Result<(), FileError> {
     let owner = owner::of_user(&op.user, parent)?;
     let path = parent.resolve(&op.path)?.path;
     let attrs = Attrs { uid: owner.uid, gid: owner.gid, mode: 0o755, mtime: Some(timestamp(clock)), ..Attrs::default() };

@@ -288,11 +288,7 @@ fn is_private(address: IpAddr) -> bool {
         IpAddr::V6(v6) => match v6.to_ipv4_mapped().or_else(|| nat64(&v6.octets())) {
             Some(v4) => is_private(v4.into()),
             None => {
-                v6.is_loopback()
-                    || v6.is_unspecified()
-                    || v6.is_multicast()
-                    || v6.is_unique_local()
-                    || v6.is_unicast_link_local()
+                v6.is_loopback() || v6.is_unspecified() || v6.is_multicast() || v6.is_unique_local() || v6.is_unicast_link_local()
             }
         },
     }

@@ -1,14 +1,12 @@
 //! Hides how a layer that is only known by record comes to be a directory: fetched, verified, unpacked, once.
 
-use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 
-use kiln_oci::digest::{DiffId, Hasher};
+use kiln_oci::descriptor::Descriptor;
 use kiln_oci::reference::Reference;
 use kiln_registry_client::Repository;
-use kiln_store::layer::compress::Decoder;
-use kiln_store::layer::{UnpackError, UnpackOptions, unpack as unpack_layer};
+use kiln_store::layer::{UnpackOptions, unpack_blob};
 use kiln_store::rootdir::RootDir;
 use kiln_store::view::View;
 use kiln_store::{BaseLayer, LayerId, LayerKind, LayerRecord, Unpack};
@@ -93,39 +91,38 @@ pub(crate) fn fetch_layer(engine: &Engine, layer: &LayerRecord, task: &Task) -> 
 
 /// Unpacks one layer whose parents are unpacked. Another process, or another stage of this build, may want the same layer: one
 /// unpacks, the others wait and find it.
+///
+/// A blob that was damaged on disk is fetched once more.
 fn unpack(engine: &Engine, layer: &LayerRecord, task: &Task) -> Result<(), Error> {
     let LayerKind::Base(base) = &layer.kind else {
         return Err(Error::Image(ImageError::LayerLost { digest: layer.id.to_string() }));
     };
+    let Err(error) = try_unpack(engine, layer, base, task) else { return Ok(()) };
+    if matches!(error, Error::Unplaced(_)) && is_damaged(engine, &base.blob) {
+        task.warn(format!("the blob {} was damaged in the store and is fetched again", base.blob.digest));
+        fetch_layer(engine, layer, task)?;
+        return try_unpack(engine, layer, base, task);
+    }
+    Err(error)
+}
+
+fn try_unpack(engine: &Engine, layer: &LayerRecord, base: &BaseLayer, task: &Task) -> Result<(), Error> {
     let Unpack::Needed(prepared) = engine.store.layers().unpack(&layer.id)? else { return Ok(()) };
     let name = format!("extracting {}", base.blob.digest);
     task.status(&name, 0, None);
-    let digest = base.blob.digest.to_string();
-    let failed = |cause: UnpackError| Error::Unplaced(Box::new(StepError::Unpack { digest: digest.clone(), cause }));
-    let blob = engine.store.blobs().reader(&base.blob.digest, base.blob.size)?;
-    let (_, decoder) = Decoder::detect(blob).map_err(|cause| Error::System { operation: "read a layer's blob", cause })?;
-    let mut tar = HashedReader { inner: decoder, hasher: Hasher::new() };
+    // The digest of the tar is proved below, so there is no need to prove that of the blob once more.
+    let blob = engine.store.blobs().open_sized(&base.blob.digest, base.blob.size)?;
     let parent = View::new(&prepared.lowers)?;
-    unpack_layer(&mut tar, &RootDir::open(&prepared.upper)?, &parent, &UnpackOptions::default()).map_err(failed)?;
-    let found = DiffId::new(tar.hasher.finish());
-    if found != base.diff_id {
-        return Err(Error::Unplaced(Box::new(StepError::WrongDiffId { digest, found, expected: base.diff_id })));
-    }
+    unpack_blob(blob, base.diff_id, &RootDir::open(&prepared.upper)?, &parent, &UnpackOptions::default())
+        .map_err(|cause| StepError::Unpack { digest: base.blob.digest.to_string(), cause })
+        .map_err(|error| Error::Unplaced(Box::new(error)))?;
     prepared.commit()?;
     task.status_done(&name, 0, None);
     Ok(())
 }
 
-/// Hashes what passes.
-struct HashedReader<R> {
-    inner: R,
-    hasher: Hasher,
-}
-
-impl<R: Read> Read for HashedReader<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..n]);
-        Ok(n)
-    }
+/// Whether the store's copy of a blob is not what its name says; it is taken away then.
+fn is_damaged(engine: &Engine, blob: &Descriptor) -> bool {
+    let reader = engine.store.blobs().reader(&blob.digest, blob.size);
+    !matches!(reader.map(|mut reader| std::io::copy(&mut reader, &mut std::io::sink())), Ok(Ok(_)))
 }

@@ -13,19 +13,29 @@ use crate::{CacheKey, Error, PruneOptions, Sharing, Store, Unpack};
 const ROLE: &str = "KILN_STORE_TEST_ROLE";
 const ROOT: &str = "KILN_STORE_TEST_ROOT";
 
-fn start(role: &str, root: &Path) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+/// Ends with the test, however that ends.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(role: &str, root: &Path) -> Process {
+    let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "tests::processes::child", "--nocapture", "--test-threads=1"])
         .env(ROLE, role)
         .env(ROOT, root)
         .stdout(Stdio::piped())
-        .spawn()
-        .unwrap()
+        .spawn();
+    Process(child.unwrap())
 }
 
 /// Waits for a line on the child's standard output that has `text` in it.
-fn await_line(child: &mut Child, text: &str) {
-    let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+fn await_line(child: &mut Process, text: &str) {
+    let mut lines = BufReader::new(child.0.stdout.as_mut().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains(text)), "no `{text}`");
 }
 
@@ -63,7 +73,7 @@ fn child() {
         }
         "work" => {
             println!("working");
-            for n in 0.. {
+            for n in 0..10_000 {
                 work(root, n);
             }
         }
@@ -128,7 +138,7 @@ fn assert_whole(store: &Store) {
 fn a_fresh_root_is_closed_to_others_under_any_umask() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("a/b/store");
-    assert!(start("umask", &root).wait().unwrap().success());
+    assert!(start("umask", &root).0.wait().unwrap().success());
     for path in [root.clone(), root.join("blobs"), root.join("blobs/sha256")] {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o700, "{}", path.display());
     }
@@ -143,8 +153,8 @@ fn what_a_killed_process_held_is_free_and_what_it_left_is_swept() {
     assert!(matches!(impatient.cache().lock(&key(1)), Err(Error::Interrupted { .. })));
     assert!(matches!(impatient.layers().unpack(&add_bases(&impatient, &["a"])[0]), Err(Error::Interrupted { .. })));
     assert_eq!(fs::read_dir(fixture.root().join("ingest")).unwrap().count(), 1, "a living process keeps its folder");
-    child.kill().unwrap();
-    child.wait().unwrap();
+    child.0.kill().unwrap();
+    child.0.wait().unwrap();
     impatient.cache().lock(&key(1)).unwrap();
     impatient.mounts().acquire::<Error>(b"id", Sharing::Locked, |_| Ok(())).unwrap();
     drop(impatient);
@@ -154,9 +164,9 @@ fn what_a_killed_process_held_is_free_and_what_it_left_is_swept() {
 #[test]
 fn equal_steps_of_several_processes_run_once() {
     let fixture = Fixture::new();
-    let children: Vec<Child> = (0..8).map(|_| start("once", fixture.root())).collect();
+    let children: Vec<Process> = (0..8).map(|_| start("once", fixture.root())).collect();
     for mut child in children {
-        assert!(child.wait().unwrap().success());
+        assert!(child.0.wait().unwrap().success());
     }
     assert_eq!(fs::read_to_string(fixture.dir.path().join("log")).unwrap(), "run\n");
     assert_eq!(fs::read_dir(fixture.root().join("layers")).unwrap().count(), 1);
@@ -174,8 +184,8 @@ fn a_process_may_be_killed_at_any_moment() {
         let mut child = start("work", fixture.root());
         await_line(&mut child, "working");
         std::thread::sleep(Duration::from_micros(random % 20_000));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        child.0.kill().unwrap();
+        child.0.wait().unwrap();
         assert_whole(&fixture.again());
     }
     let store = &fixture.store;
@@ -272,15 +282,15 @@ fn prune_beside_four_builders_takes_nothing_from_them() {
     let Fixture { store, dir } = fixture;
     let root = store.root().to_owned();
     drop(store);
-    let mut children: Vec<Child> = (0..4).map(|_| start("build", &root)).collect();
+    let mut children: Vec<Process> = (0..4).map(|_| start("build", &root)).collect();
     let mut pruned = 0;
-    while children.iter_mut().any(|child| child.try_wait().unwrap().is_none()) {
+    while children.iter_mut().any(|child| child.0.try_wait().unwrap().is_none()) {
         let store = Store::open(&root).unwrap();
         let options = PruneOptions { now: SystemTime::now(), ..super::collection::everything() };
         pruned += store.gc().prune(&options).unwrap().removed.len();
     }
     for mut child in children {
-        assert!(child.wait().unwrap().success());
+        assert!(child.0.wait().unwrap().success());
     }
     assert!(pruned > 0);
     assert_whole(&Store::open(&root).unwrap());

@@ -87,15 +87,8 @@ pub(super) fn unpack(
     with_file(item, |file| {
         let failed = |cause| FileError::Archive { from: item.shown(), cause };
         let (_, decoder) = Decoder::detect(file).map_err(|e| failed(TarError::Io(e).into()))?;
-        let mut unpacker = Unpacker {
-            dest,
-            upper,
-            owner,
-            made_up,
-            links: HashMap::new(),
-            parents: HashMap::new(),
-            stats: CopyStats::default(),
-        };
+        let mut unpacker =
+            Unpacker { dest, upper, owner, made_up, links: HashMap::new(), parents: HashMap::new(), stats: CopyStats::default() };
         unpacker.run(&mut Reader::new(decoder)).map_err(failed)?;
         Ok(unpacker.stats)
     })

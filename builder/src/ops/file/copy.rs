@@ -279,8 +279,7 @@ impl<'c> Copier<'c> {
             }
         }
         let shared = Shared { upper: self.upper, owner: self.owner, chmod: self.chmod.as_ref() };
-        let bytes: Result<Vec<u64>, FileError> =
-            jobs.par_iter().with_min_len(16).map(|job| shared.place(shown, job)).collect();
+        let bytes: Result<Vec<u64>, FileError> = jobs.par_iter().with_min_len(16).map(|job| shared.place(shown, job)).collect();
         self.stats.bytes += bytes?.iter().sum::<u64>();
         self.stats.files += jobs.len() as u64;
         Ok(())

@@ -179,11 +179,7 @@ pub(super) fn excludes(op: &CopyOp) -> Result<PatternMatcher, FileError> {
 }
 
 /// All that `op` places, in order.
-pub(super) fn items<'a>(
-    op: &'a CopyOp,
-    source: &SourceTree<'a>,
-    fetched: &'a [Fetched],
-) -> Result<Vec<Item<'a>>, FileError> {
+pub(super) fn items<'a>(op: &'a CopyOp, source: &SourceTree<'a>, fetched: &'a [Fetched]) -> Result<Vec<Item<'a>>, FileError> {
     let mut out = Vec::new();
     for wanted in &op.sources {
         match wanted {
@@ -265,12 +261,7 @@ struct Found<'a> {
 }
 
 /// Matches name by name, which is what matching whole paths comes to as `*` doesn't match a slash.
-fn expand<'a>(
-    at: Found<'a>,
-    parts: &[&[u8]],
-    deep: bool,
-    out: &mut Vec<Found<'a>>,
-) -> Result<Result<(), FileError>, BadPattern> {
+fn expand<'a>(at: Found<'a>, parts: &[&[u8]], deep: bool, out: &mut Vec<Found<'a>>) -> Result<Result<(), FileError>, BadPattern> {
     let Some((part, rest)) = parts.split_first() else {
         out.push(at);
         return Ok(Ok(()));

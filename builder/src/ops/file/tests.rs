@@ -194,7 +194,8 @@ const FILES: &str = "\
     p fifo";
 
 /// The content of FILES' dir at `at`.
-const DIR: &[&str] = &["d @/.h 755 0:0", "f @/f 644 0:0 F", "h @/f2 @/f", "l @/l f", "d @/sub 711 0:0", "f @/sub/x 644 0:0 X", "l @/up ../a"];
+const DIR: &[&str] =
+    &["d @/.h 755 0:0", "f @/f 644 0:0 F", "h @/f2 @/f", "l @/l f", "d @/sub 711 0:0", "f @/sub/x 644 0:0 X", "l @/up ../a"];
 
 impl Lab {
     fn new() -> Self {
@@ -296,17 +297,20 @@ fn a_directory_gives_its_contents() {
         check_rows(line, &expected);
     }
     check("COPY empty /x", &["d x 755 0:0 @clock"]);
-    check("COPY dir* /x/", &[
-        "d x 755 0:0 @clock",
-        "d x/.h 755 0:0",
-        "f x/f 644 0:0 F",
-        "h x/f2 x/f",
-        "l x/l f",
-        "d x/sub 755 0:0",
-        "f x/sub/s 644 0:0 S",
-        "f x/sub/x 644 0:0 X",
-        "l x/up ../a",
-    ]);
+    check(
+        "COPY dir* /x/",
+        &[
+            "d x 755 0:0 @clock",
+            "d x/.h 755 0:0",
+            "f x/f 644 0:0 F",
+            "h x/f2 x/f",
+            "l x/l f",
+            "d x/sub 755 0:0",
+            "f x/sub/s 644 0:0 S",
+            "f x/sub/x 644 0:0 X",
+            "l x/up ../a",
+        ],
+    );
 }
 
 #[test]
@@ -396,7 +400,10 @@ fn owners_and_modes() {
         ("WORKDIR /w/n", &["d w 755 0:0", "d w/n 755 0:0 @clock"]),
         ("WORKDIR 1000 /w/n/m", &["d w 755 0:0", "d w/n 755 1000:1000 @clock", "d w/n/m 755 1000:1000 @clock"]),
         ("WORKDIR www /dlink/z", &["d d 700 5:6", "d d/z 755 33:34 @clock"]),
-        ("WORKDIR /dangling/z", &["d nowhere 755 0:0 @clock", "d nowhere/deep 755 0:0 @clock", "d nowhere/deep/z 755 0:0 @clock"]),
+        (
+            "WORKDIR /dangling/z",
+            &["d nowhere 755 0:0 @clock", "d nowhere/deep 755 0:0 @clock", "d nowhere/deep/z 755 0:0 @clock"],
+        ),
     ] {
         check(line, expected);
     }
@@ -408,31 +415,39 @@ fn what_exists_is_merged_or_replaced() {
     check("COPY d /dirA/sub\nCOPY dirA /dirA", &["d dirA 755 0:0", "d dirA/sub 755 0:0", "f dirA/sub/s 644 0:0 S"]);
     check("COPY --chown=3:4 dirA /dirA", &["d dirA 755 0:0", "d dirA/sub 755 3:4", "f dirA/sub/s 644 3:4 S"]);
     // A file takes the place of a file or a symbolic link found on the way, and doesn't go through it.
-    check("COPY dir /n\nCOPY a /n/f\nCOPY dir/l /n/\nCOPY dir /n", &[
-        "d n 755 0:0 @clock",
-        "d n/.h 755 0:0",
-        "f n/f 644 0:0 F",
-        "h n/f2 n/f",
-        "l n/l f",
-        "d n/sub 711 0:0",
-        "f n/sub/x 644 0:0 X",
-        "l n/up ../a",
-    ]);
+    check(
+        "COPY dir /n\nCOPY a /n/f\nCOPY dir/l /n/\nCOPY dir /n",
+        &[
+            "d n 755 0:0 @clock",
+            "d n/.h 755 0:0",
+            "f n/f 644 0:0 F",
+            "h n/f2 n/f",
+            "l n/l f",
+            "d n/sub 711 0:0",
+            "f n/sub/x 644 0:0 X",
+            "l n/up ../a",
+        ],
+    );
     // Two sources of one instruction meet in one place.
-    check("COPY d dirA dir/sub a /n", &[
-        "d n 755 0:0 @clock",
-        "f n/a 4755 0:0 A",
-        "f n/n 644 0:0 N",
-        "d n/sub 755 0:0",
-        "f n/sub/s 644 0:0 S",
-        "f n/x 644 0:0 X",
-    ]);
+    check(
+        "COPY d dirA dir/sub a /n",
+        &[
+            "d n 755 0:0 @clock",
+            "f n/a 4755 0:0 A",
+            "f n/n 644 0:0 N",
+            "d n/sub 755 0:0",
+            "f n/sub/s 644 0:0 S",
+            "f n/x 644 0:0 X",
+        ],
+    );
     check("COPY b a /file", &["error: cannot copy `/b` to `/file`: cannot copy to non-directory"]);
 }
 
 #[test]
 fn several_sources_make_a_directory_with_a_warning() {
-    for (line, warned) in [("COPY a b /n", 1), ("COPY a b /n/", 0), ("COPY a b /d", 0), ("COPY d dirA /n", 0), ("COPY [ab] /n", 1)] {
+    for (line, warned) in
+        [("COPY a b /n", 1), ("COPY a b /n/", 0), ("COPY a b /d", 0), ("COPY d dirA /n", 0), ("COPY [ab] /n", 1)]
+    {
         let mut lab = Lab::new();
         let rows = lab.run(line);
         assert_eq!(lab.warnings.len(), warned, "{line}: {:?}", lab.warnings);
@@ -448,14 +463,36 @@ fn excludes_and_parents() {
         ("COPY --exclude=* --exclude=!sub/x dir /n", &["d n 755 0:0 @clock", "d n/sub 711 0:0", "f n/sub/x 644 0:0 X"]),
         ("COPY --exclude=**/s dirA /n", &["d n 755 0:0 @clock", "d n/sub 755 0:0"]),
         ("COPY --exclude=a [ab] /n/", &["d n 755 0:0 @clock", "f n/b 600 0:0 B"]),
-        ("COPY --parents dirA/sub/s /n", &["d n 755 0:0 @clock", "d n/dirA 755 0:0", "d n/dirA/sub 755 0:0", "f n/dirA/sub/s 644 0:0 S"]),
+        (
+            "COPY --parents dirA/sub/s /n",
+            &["d n 755 0:0 @clock", "d n/dirA 755 0:0", "d n/dirA/sub 755 0:0", "f n/dirA/sub/s 644 0:0 S"],
+        ),
         ("COPY --parents ./dirA/./sub/s /n/", &["d n 755 0:0 @clock", "d n/sub 755 0:0", "f n/sub/s 644 0:0 S"]),
-        ("COPY --parents dir/sub /n", &["d n 755 0:0 @clock", "d n/dir 751 0:0", "d n/dir/sub 711 0:0", "f n/dir/sub/x 644 0:0 X"]),
-        ("COPY --parents **/x **/s /", &["d dir 751 0:0", "d dir/sub 711 0:0", "f dir/sub/x 644 0:0 X", "d dirA 755 0:0", "d dirA/sub 755 0:0", "f dirA/sub/s 644 0:0 S"]),
-        ("COPY --parents dirA/** /n", &["d n 755 0:0 @clock", "d n/dirA 755 0:0", "d n/dirA/sub 755 0:0", "f n/dirA/sub/s 644 0:0 S"]),
+        (
+            "COPY --parents dir/sub /n",
+            &["d n 755 0:0 @clock", "d n/dir 751 0:0", "d n/dir/sub 711 0:0", "f n/dir/sub/x 644 0:0 X"],
+        ),
+        (
+            "COPY --parents **/x **/s /",
+            &[
+                "d dir 751 0:0",
+                "d dir/sub 711 0:0",
+                "f dir/sub/x 644 0:0 X",
+                "d dirA 755 0:0",
+                "d dirA/sub 755 0:0",
+                "f dirA/sub/s 644 0:0 S",
+            ],
+        ),
+        (
+            "COPY --parents dirA/** /n",
+            &["d n 755 0:0 @clock", "d n/dirA 755 0:0", "d n/dirA/sub 755 0:0", "f n/dirA/sub/s 644 0:0 S"],
+        ),
         ("COPY --parents --exclude=dirA/sub/s dirA /n", &["d n 755 0:0 @clock", "d n/dirA 755 0:0", "d n/dirA/sub 755 0:0"]),
         ("COPY --parents nope/** /n", &[]),
-        ("COPY --parents --from d/ dirA/sub /n", &["d n 755 0:0 @clock", "d n/d 700 5:6", "d n/dirA 755 0:0", "d n/dirA/sub 700 5:6"]),
+        (
+            "COPY --parents --from d/ dirA/sub /n",
+            &["d n 755 0:0 @clock", "d n/d 700 5:6", "d n/dirA 755 0:0", "d n/dirA/sub 700 5:6"],
+        ),
         ("COPY --parents dirA/nope /n", &["error: \"/dirA/nope\": not found"]),
     ] {
         check(line, expected);
@@ -465,14 +502,22 @@ fn excludes_and_parents() {
 #[test]
 fn ignored_files_are_not_there() {
     for (ignore, line, expected) in [
-        ("*\n!dirA/sub/s", "COPY . /n", &["d n 755 0:0 @clock", "d n/dirA 755 0:0", "d n/dirA/sub 755 0:0", "f n/dirA/sub/s 644 0:0 S"][..]),
+        (
+            "*\n!dirA/sub/s",
+            "COPY . /n",
+            &["d n 755 0:0 @clock", "d n/dirA 755 0:0", "d n/dirA/sub 755 0:0", "f n/dirA/sub/s 644 0:0 S"][..],
+        ),
         ("dirA\n!dirA/sub", "COPY dirA /n", &["d n 755 0:0 @clock", "d n/sub 755 0:0", "f n/sub/s 644 0:0 S"]),
         ("**/[fsx]*", "COPY dir*/ /n", &["d n 755 0:0 @clock", "d n/.h 755 0:0", "l n/l f", "l n/up ../a"]),
         ("/a", "COPY a /n", &["error: \"/a\": not found"]),
         ("/a", "COPY link /n", &["error: \"/a\": not found"]),
         ("dir/", "COPY dlink /n", &["error: \"/dir\": not found"]),
         ("a", "COPY a* /n/", &["error: \"/a\": not found"]),
-        ("*\n!**/s", "COPY . /n", &["d n 755 0:0 @clock", "d n/dirA 755 0:0", "d n/dirA/sub 755 0:0", "f n/dirA/sub/s 644 0:0 S"]),
+        (
+            "*\n!**/s",
+            "COPY . /n",
+            &["d n 755 0:0 @clock", "d n/dirA 755 0:0", "d n/dirA/sub 755 0:0", "f n/dirA/sub/s 644 0:0 S"],
+        ),
     ] {
         let mut lab = Lab::new();
         lab.ignore = ignore;
@@ -517,7 +562,8 @@ fn odd_names_depths_and_attributes_survive() {
     let mut lab = Lab::new();
     let odd = lab.context_dir().join("odd");
     fs::create_dir(&odd).unwrap();
-    let mut names: Vec<Vec<u8>> = vec![vec![b'n'; 255], b"\xff\xfe".to_vec(), b"new\nline".to_vec(), b"-x".to_vec(), b"end ".to_vec()];
+    let mut names: Vec<Vec<u8>> =
+        vec![vec![b'n'; 255], b"\xff\xfe".to_vec(), b"new\nline".to_vec(), b"-x".to_vec(), b"end ".to_vec()];
     for name in &names {
         fs::write(odd.join(OsStr::from_bytes(name)), "x").unwrap();
     }
@@ -558,18 +604,51 @@ fn a_key_holds_what_is_copied_and_nothing_else() {
         ("mtime of a directory", |c| set_time(&c.join("dir/sub"), 5), false),
         ("owner", |c| chown(c.join("dir/f"), Some(9), Some(9)).unwrap(), false),
         ("something else", |c| fs::write(c.join("other"), "x").unwrap(), false),
-        ("mode of the directory that is named", |c| fs::set_permissions(c.join("dir"), fs::Permissions::from_mode(0o700)).unwrap(), false),
+        (
+            "mode of the directory that is named",
+            |c| fs::set_permissions(c.join("dir"), fs::Permissions::from_mode(0o700)).unwrap(),
+            false,
+        ),
         ("mode", |c| fs::set_permissions(c.join("dir/f"), fs::Permissions::from_mode(0o600)).unwrap(), true),
         ("mode of a directory", |c| fs::set_permissions(c.join("dir/sub"), fs::Permissions::from_mode(0o700)).unwrap(), true),
         ("content of the same size", |c| fs::write(c.join("dir/f"), "G").unwrap(), true),
         ("name", |c| fs::rename(c.join("dir/l"), c.join("dir/m")).unwrap(), true),
-        ("link target", |c| { fs::remove_file(c.join("dir/l")).unwrap(); symlink("f2", c.join("dir/l")).unwrap(); }, true),
+        (
+            "link target",
+            |c| {
+                fs::remove_file(c.join("dir/l")).unwrap();
+                symlink("f2", c.join("dir/l")).unwrap();
+            },
+            true,
+        ),
         ("what a link leads to", |c| fs::write(c.join("a"), "changed").unwrap(), false),
         ("a new empty directory", |c| fs::create_dir(c.join("dir/new")).unwrap(), true),
-        ("a hard link less", |c| { fs::remove_file(c.join("dir/f2")).unwrap(); fs::write(c.join("dir/f2"), "F").unwrap(); }, true),
-        ("type", |c| { fs::remove_file(c.join("dir/sub/x")).unwrap(); fs::create_dir(c.join("dir/sub/x")).unwrap(); }, true),
-        ("an extended attribute", |c| rustix::fs::setxattr(c.join("dir/f"), "user.k", b"v", rustix::fs::XattrFlags::empty()).unwrap(), true),
-        ("an attribute of no image", |c| rustix::fs::setxattr(c.join("dir/f"), "trusted.k", b"v", rustix::fs::XattrFlags::empty()).unwrap(), false),
+        (
+            "a hard link less",
+            |c| {
+                fs::remove_file(c.join("dir/f2")).unwrap();
+                fs::write(c.join("dir/f2"), "F").unwrap();
+            },
+            true,
+        ),
+        (
+            "type",
+            |c| {
+                fs::remove_file(c.join("dir/sub/x")).unwrap();
+                fs::create_dir(c.join("dir/sub/x")).unwrap();
+            },
+            true,
+        ),
+        (
+            "an extended attribute",
+            |c| rustix::fs::setxattr(c.join("dir/f"), "user.k", b"v", rustix::fs::XattrFlags::empty()).unwrap(),
+            true,
+        ),
+        (
+            "an attribute of no image",
+            |c| rustix::fs::setxattr(c.join("dir/f"), "trusted.k", b"v", rustix::fs::XattrFlags::empty()).unwrap(),
+            false,
+        ),
     ];
     for (what, change, changes) in rows {
         let lab = Lab::new();

@@ -150,9 +150,7 @@ impl<'a, 'x> Walk<'a, 'x> {
             }
         }
         let wanted = !files.is_empty() || dirs.iter().any(|dir| dir.excluded.is_none());
-        if wanted
-            && let Some(excluded) = &excluded
-        {
+        if wanted && let Some(excluded) = &excluded {
             self.bring(excluded.above.as_ref());
             excluded.emitted.store(true, Ordering::Relaxed);
         }
