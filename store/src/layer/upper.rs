@@ -231,14 +231,7 @@ impl UpperWriter {
 
     /// What's at `path` in the merged tree, not followed.
     pub fn lookup(&self, path: &ImagePath) -> Result<Option<Meta>> {
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Ok(Some(self.lock().open(ROOT)?.dir.meta()?));
-        };
-        let mut state = self.lock();
-        match state.find(&parent) {
-            Some(id) => Ok(state.entry(id, name, self.style)?.map(|e| e.meta())),
-            None => Ok(self.parent.lookup(path)?.map(|n| *n.meta())),
-        }
+        Ok(self.lock().merged(path, self.style)?.map(|entry| entry.meta()))
     }
 
     /// Makes the directories above `path` exist in the upper: those of the parent keep owner, mode, time and attributes, the
@@ -428,23 +421,14 @@ impl UpperWriter {
         let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
             return Err(UpperError::LinkTargetUnfit { path: path.clone(), target: target.clone(), what: "a directory" });
         };
-        let node = {
-            let mut state = self.lock();
-            match state.find(&parent) {
-                Some(id) => match state.entry(id, name, self.style)?.ok_or_else(missing)? {
-                    Entry::Upper(_) => return Ok((state.open(id)?.dir, name.to_vec())),
-                    Entry::Below(node) => node,
-                },
-                None => {
-                    let node = self.parent.lookup(target)?.ok_or_else(missing)?;
-                    // A directory above may have been hidden since.
-                    let id = state.enter(&parent, &implied_dir(None), self.style)?.0;
-                    match state.entry(id, name, self.style)?.ok_or_else(missing)? {
-                        Entry::Upper(_) => return Ok((state.open(id)?.dir, name.to_vec())),
-                        Entry::Below(_) => node,
-                    }
-                }
+        let found = self.lock().merged(target, self.style)?;
+        let node = match found.ok_or_else(missing)? {
+            Entry::Upper(_) => {
+                let mut state = self.lock();
+                let id = state.enter(&parent, &implied_dir(None), self.style)?.0;
+                return Ok((state.open(id)?.dir, name.to_vec()));
             }
+            Entry::Below(node) => node,
         };
         let attrs = attrs_of(&node)?;
         match node.kind() {
@@ -571,6 +555,38 @@ impl State {
             Some(below) => Ok(below.lookup(name)?.map(Entry::Below)),
             None => Ok(None),
         }
+    }
+
+    /// What `path` is in the merged tree; a path through a symbolic link or a file leads nowhere.
+    fn merged(&mut self, path: &ImagePath, style: WhiteoutStyle) -> Result<Option<Entry>> {
+        let mut id = ROOT;
+        let mut names = path.components().peekable();
+        while let Some(name) = names.next() {
+            if let Some(&child) = self.dirs[id].children.get(name) {
+                id = child;
+                continue;
+            }
+            let entry = self.entry(id, name, style)?;
+            if names.peek().is_none() {
+                return Ok(entry);
+            }
+            match entry {
+                Some(Entry::Upper(meta)) if meta.kind == Kind::Dir => {
+                    id = self.make_dir(id, name, &implied_dir(None), style)?;
+                }
+                Some(Entry::Below(mut node)) => {
+                    for name in names {
+                        match (node.kind() == Kind::Dir).then(|| node.child(name)).transpose()?.flatten() {
+                            Some(child) => node = child,
+                            None => return Ok(None),
+                        }
+                    }
+                    return Ok(Some(Entry::Below(node)));
+                }
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(Entry::Upper(self.open_upper(id)?.meta()?)))
     }
 
     /// Hides what lies below the directory `id`, and the directory below itself if it's `gone`.

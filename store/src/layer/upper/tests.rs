@@ -83,6 +83,26 @@ impl Read for Broken {
 }
 
 #[test]
+fn what_was_hidden_is_not_found_again() {
+    if !can_mount("what_was_hidden_is_not_found_again") {
+        return;
+    }
+    let dirs = Dirs::new();
+    let [upper, lower] = ["upper", "lower"].map(|d| dirs.make(d));
+    sh(&lower, "mkdir -p a/b c/d; touch a/b/f c/d/f; ln -s a l");
+    let writer = writer(&upper, &[&lower]);
+    let there = |path: &str| writer.lookup(&path.into()).unwrap().is_some();
+    assert!(there("/a/b/f") && there("/c/d/f") && there("/c") && there("/") && !there("/l/b"));
+    writer.whiteout(&"/a".into()).unwrap();
+    writer.opaque(&"/c".into()).unwrap();
+    assert!(!there("/a") && !there("/a/b/f") && there("/c") && !there("/c/d"));
+    for target in ["/a/b/f", "/c/d/f"] {
+        assert!(matches!(writer.link(&"/x".into(), &target.into()), Err(UpperError::LinkTargetMissing { .. })), "{target}");
+    }
+    assert!(!there("/a"));
+}
+
+#[test]
 fn threads_write_at_once_with_few_descriptors() {
     let dirs = Dirs::new();
     let [upper, lower] = ["upper", "lower"].map(|d| dirs.make(d));
