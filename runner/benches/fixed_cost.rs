@@ -11,7 +11,7 @@ const ROUNDS: usize = 300;
 fn main() {
     kiln_runner::take_over();
     let before = Instant::now();
-    let host = Host::probe();
+    let mut host = Host::probe();
     println!("probe           {:>8.3} ms", before.elapsed().as_secs_f64() * 1e3);
     let store = tempfile::tempdir().unwrap();
     let base = store.path().join("base");
@@ -19,6 +19,10 @@ fn main() {
     if std::fs::copy("/bin/busybox", base.join("bin/true")).is_err() {
         println!("skipped: /bin/busybox (package busybox-static) is not installed");
         return;
+    }
+    // As kiln does it; without, each run makes and removes its mount points.
+    if std::env::var_os("WITHOUT_MOUNT_POINTS").is_none() {
+        host.keep_mount_points(&store.path().join("points")).unwrap();
     }
     let layers: usize = std::env::var("LAYERS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let mut times: Vec<Duration> = (0..ROUNDS).map(|round| one(&host, store.path(), &base, round, layers)).collect();

@@ -133,6 +133,9 @@ const CAPABILITIES: u64 = 0xa804_25fb;
 /// Of these, what Podman leaves out: NET_RAW (13), MKNOD (27), AUDIT_WRITE (29).
 const NOT_HARDENED: u64 = 1 << 13 | 1 << 27 | 1 << 29;
 
+/// How many lower layers an overlay can have (OVL_MAX_STACK of the kernel).
+const MOST_LAYERS: usize = 500;
+
 /// containerd's list and Podman's, which adds the last three lines.
 const MASKED_PROC: &[&str] = &[
     "/proc/acpi",
@@ -282,7 +285,10 @@ fn is_whole(subpath: &Path) -> bool {
 fn root(spec: &RunSpec, host: &Host) -> Vec<Step> {
     let (source, layer) = match &spec.root {
         RootFs::Overlay { lowers, upper, work } => {
-            let overlay = overlay(lowers, Some((upper, work)), host);
+            let mut overlay = overlay(lowers, Some((upper, work)), host);
+            overlay
+                .lowers
+                .extend(host.mount_points.iter().filter(|_| lowers.len() < MOST_LAYERS).map(|path| path.clone().into()));
             (Source::Overlay(overlay), upper.clone().into_os_string())
         }
         RootFs::Dir(path) => (Source::Host(path.clone().into_os_string()), path.clone().into_os_string()),

@@ -11,6 +11,7 @@ fn root_host() -> Host {
         resolv_conf: b"nameserver 127.0.0.53\n".to_vec(),
         masked: vec!["/sys/devices/system/cpu/cpu0/thermal_throttle".to_owned()],
         group: None,
+        mount_points: None,
         program: None,
         pid_namespace: None,
     }
@@ -132,6 +133,24 @@ fn a_plain_directory() {
             "+ mount `/r` of the host as the root file system",
         ]
     );
+}
+
+#[test]
+fn mount_points_below_all_layers() {
+    let host = Host { mount_points: Some("/s/points".into()), ..root_host() };
+    let lowers = |count: usize| {
+        let mut spec = spec();
+        let lowers = vec!["/l".into(); count];
+        spec.root = RootFs::Overlay { lowers, upper: "/s/up".into(), work: "/s/wk".into() };
+        let plan = plan(&spec, &host).unwrap();
+        plan.outside.into_iter().find_map(|step| match step {
+            Step::Root { source: Source::Overlay(overlay), .. } => Some(overlay.lowers),
+            _ => None,
+        })
+    };
+    assert_eq!(lowers(1).unwrap(), ["/l", "/s/points"]);
+    assert_eq!(lowers(0).unwrap(), ["/s/points"]);
+    assert_eq!(lowers(500).unwrap().len(), 500, "no more than the kernel takes");
 }
 
 #[test]

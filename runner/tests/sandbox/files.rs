@@ -226,3 +226,38 @@ pub fn run_is_in_the_layer() {
     step.sh("mkdir -p /run/lock; echo x > /run/lock/y").ok();
     assert_eq!(step.changes(), ["- run/lock/y", "d run", "d run/lock"]);
 }
+
+/// With a layer of mount points below all others nothing is made in the upper directory, and the command can't tell.
+pub fn kept_mount_points() {
+    let mut host: Host = host().clone();
+    let points = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        host.keep_mount_points(points.path()).unwrap();
+    }
+    let rows: &[(&str, &[&str])] = &[
+        ("ls /proc/1/status /etc/hosts /etc/resolv.conf /dev/null /sys/kernel /etc/passwd", &[]),
+        ("rm -r /proc /etc/hosts 2>&1 | grep -c busy", &[]),
+        ("echo x > /etc/new; rm /etc/group", &["- etc/new", "c etc/group", "d etc"]),
+        ("mkdir /dev/made /srv; echo > /dev/shm/x", &["d srv"]),
+        ("chmod 700 /etc", &["d etc"]),
+        ("stat -c '%d' /etc/passwd /bin/busybox / /bin /etc | uniq | wc -l | grep -qx 1", &[]),
+    ];
+    for (script, expected) in rows {
+        let mut step = Step::new();
+        step.spec.args = ["sh", "-c", script].map(Into::into).into();
+        let ran = step.run_on(&host, &kiln_runner::Cancel::new().unwrap(), &mut |_, _| {});
+        ran.ok();
+        assert_eq!(step.changes(), *expected, "{script}");
+    }
+    let files = std::fs::read_dir(points.path().join("etc")).unwrap().count();
+    assert_eq!(files, 2, "it is as it was");
+    // A file that an image deleted stays deleted, but for the time of the run.
+    let step = Step::new();
+    step.subdir("upper/etc");
+    let whiteout = step.upper().join("etc/hosts");
+    rustix::fs::mknodat(rustix::fs::CWD, &whiteout, rustix::fs::FileType::CharacterDevice, 0o0.into(), 0).unwrap();
+    let mut next = Step::on(vec![step.upper()]);
+    next.spec.args = ["cat", "/etc/hosts"].map(Into::into).into();
+    assert!(next.run_on(&host, &kiln_runner::Cancel::new().unwrap(), &mut |_, _| {}).ok().starts_with("127.0.0.1"));
+    assert_eq!(next.changes(), [""; 0]);
+}
