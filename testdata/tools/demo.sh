@@ -48,12 +48,12 @@ image=$host/demo/web:1
 say "Build: Debian, apt-get install python3, a small web application in two stages"
 run build -t "$image" testdata/demo
 
-say "Push it, forget it, pull it back"
+say "Push it, and pull it back into an empty store"
 run push "$image"
-run rmi "$image"
-run pull "$image"
+run --root "$work/second-store" pull "$image"
+run --root "$work/second-store" images
 
-say "What the store holds now"
+say "What the first store holds now"
 run images
 run history "$image"
 
