@@ -88,6 +88,9 @@ fn load_definition(engine: &Engine, request: &BuildRequest) -> Result<(Arc<Sourc
         ContextSource::Empty => Path::new("/"),
     };
     let loaded = context::read_dockerfile(folder, &request.dockerfile);
+    if let Ok(text) = &loaded {
+        task.status_done("transferring dockerfile:", text.bytes.len() as u64, None);
+    }
     let text = task.end_with(loaded)?;
     let source = match Source::new(&text.name, text.bytes) {
         Ok(source) => Arc::new(source),
@@ -143,6 +146,7 @@ fn lower_all(
                     Error::Step {
                         name: format!("[internal] load metadata for {}", wanted.reference),
                         location: Some((Arc::clone(source), wanted.span)),
+                        meant: wanted.hint.clone(),
                         cause: Box::new(cause),
                     }
                 })?;

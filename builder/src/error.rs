@@ -78,6 +78,8 @@ pub enum Error {
         name: String,
         /// Where the instruction is.
         location: Option<(Arc<Source>, Span)>,
+        /// What may have been meant, where the Dockerfile gives reason to think so.
+        meant: Option<String>,
         /// Why.
         #[source]
         cause: Box<StepError>,
@@ -101,8 +103,14 @@ pub enum Error {
     #[error("cannot pack a layer")]
     PackCompressed(#[from] PackedError),
     /// An archive could not be read.
-    #[error(transparent)]
-    Archive(#[from] TarError),
+    #[error("cannot read the archive {}", path.display())]
+    Archive {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: TarError,
+    },
     /// An archive could not be written.
     #[error(transparent)]
     WriteArchive(#[from] WriteError),
@@ -247,8 +255,12 @@ impl Error {
         }
         match self {
             Error::Dockerfile { .. } => Kind::Dockerfile,
-            Error::Context(ContextError::NoDockerfile { .. } | ContextError::Ignore { .. }) => Kind::Dockerfile,
+            Error::Context(ContextError::NoDockerfile { .. } | ContextError::Text { .. } | ContextError::Ignore { .. }) => {
+                Kind::Dockerfile
+            }
             Error::Step { cause, .. } | Error::Unplaced(cause) => cause.kind(),
+            // It is not a registry's fault that the store has no such image.
+            Error::Image(ImageError::NotFound { .. }) => Kind::Build,
             Error::Registry(_) | Error::Image(_) => Kind::Registry,
             Error::Store(_) => Kind::Store,
             Error::Interrupted => Kind::Interrupted,
@@ -259,7 +271,7 @@ impl Error {
             | Error::Context(_)
             | Error::Pack(_)
             | Error::PackCompressed(_)
-            | Error::Archive(_)
+            | Error::Archive { .. }
             | Error::WriteArchive(_) => Kind::Build,
         }
     }
@@ -272,9 +284,12 @@ impl Error {
             );
         }
         match self {
+            Error::Step { meant: Some(meant), .. } => Some(meant.clone()),
             Error::Registry(error) => error.hint(),
             Error::Step { cause, .. } | Error::Unplaced(cause) => match &**cause {
                 StepError::Registry(error) => error.hint(),
+                StepError::File(error) => error.hint().map(str::to_owned),
+                StepError::Sandbox(error) if cause.kind() == Kind::Host => Some(host_hint(error)),
                 _ => None,
             },
             Error::Image(ImageError::NotFound { name }) => {
@@ -319,10 +334,28 @@ impl StepError {
     }
 }
 
+/// What a person can do about a host that gives no sandbox.
+fn host_hint(error: &RunError) -> String {
+    match error {
+        RunError::KernelFeature { feature, .. } => format!("a kernel with {feature} is needed for RUN; builds without RUN work on this one"),
+        _ => "RUN needs root with CAP_SYS_ADMIN, outside of any container that takes it away; builds without RUN work here".to_owned(),
+    }
+}
+
 /// Whether a full disk or a full quota is at the bottom of it.
 fn out_of_space(error: &(dyn StdError + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
+        // A registry's error tells its cause in its own line and names no source; a transparent variant hides it besides.
+        let registry = match (error.downcast_ref::<Error>(), error.downcast_ref::<StepError>()) {
+            (Some(Error::Registry(registry)), _) | (_, Some(StepError::Registry(registry))) => Some(registry),
+            _ => None,
+        };
+        if let Some(kiln_registry_client::ErrorKind::Local(io)) = registry.map(kiln_registry_client::Error::kind)
+            && out_of_space(io)
+        {
+            return true;
+        }
         if let Some(io) = error.downcast_ref::<io::Error>()
             && matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
         {

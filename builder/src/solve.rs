@@ -580,5 +580,5 @@ impl Step<'_> {
 
 fn placed(work: &Work<'_>, vertex: &Vertex, cause: StepError) -> Error {
     let location = vertex.span.map(|span| (Arc::clone(work.source), span));
-    Error::Step { name: vertex.name.clone(), location, cause: Box::new(cause) }
+    Error::Step { name: vertex.name.clone(), location, meant: None, cause: Box::new(cause) }
 }

@@ -16,6 +16,7 @@
 //! ├── images/HEX               image names (HEX is the SHA-256 of the name); images/id-HEX: images without a name
 //! ├── ingest/NONCE/            what one process has not finished; the folder is locked while the process lives
 //! ├── memo/HEX                 fingerprints of the files of one context folder (HEX is of its path); may be lost
+//! ├── mount-points/            empty mount points that lie below every sandbox's layers; filled by the runner, may be lost
 //! ├── mounts/HEX/              the folders of one cache-mount id: `id`, and N/ with N.lock
 //! ├── locks/                   files that exist only while somebody holds or wants the lock
 //! └── trash/                   on its way out; anybody may delete what is in it

@@ -14,12 +14,23 @@ pub(crate) struct Layout {
 }
 
 /// The directories that a fresh store has, in the order of their making.
-pub(crate) const DIRECTORIES: [&str; 10] =
-    ["blobs", "blobs/sha256", "layers", "cache", "images", "ingest", "memo", "mounts", "locks", "trash"];
+pub(crate) const DIRECTORIES: [&str; 11] = [
+    "blobs",
+    "blobs/sha256",
+    "layers",
+    "cache",
+    "images",
+    "ingest",
+    "memo",
+    "mount-points",
+    "mounts",
+    "locks",
+    "trash",
+];
 
 /// What may stand in a root that has no version file yet: a store whose making was cut short, or a fresh file system.
-pub(crate) const KNOWN_AT_ROOT: [&str; 12] =
-    ["version", "lease", "blobs", "layers", "cache", "images", "ingest", "memo", "mounts", "locks", "trash", "lost+found"];
+pub(crate) const KNOWN_AT_ROOT: [&str; 13] =
+    ["version", "lease", "blobs", "layers", "cache", "images", "ingest", "memo", "mount-points", "mounts", "locks", "trash", "lost+found"];
 
 impl Layout {
     pub(crate) fn new(root: PathBuf) -> Self {
@@ -104,6 +115,10 @@ impl Layout {
 
     pub(crate) fn trash_entry(&self, nonce: &str) -> PathBuf {
         self.root.join("trash").join(nonce)
+    }
+
+    pub(crate) fn mount_points(&self) -> PathBuf {
+        self.root.join("mount-points")
     }
 
     pub(crate) fn memo(&self, of: &[u8]) -> PathBuf {

@@ -160,6 +160,11 @@ impl Store {
         Mounts::new(self)
     }
 
+    /// A folder on the layers' file system for the mount points that every sandbox needs.
+    pub fn mount_points(&self) -> PathBuf {
+        self.layout().mount_points()
+    }
+
     /// Where the fingerprints of the files below `folder` are remembered ([`memo::Memo::open`]).
     pub fn memo_file(&self, folder: &Path) -> PathBuf {
         self.layout().memo(folder.as_os_str().as_encoded_bytes())

@@ -66,7 +66,7 @@ impl Archive {
         let (_, decoder) = Decoder::detect(BufReader::with_capacity(256 << 10, reader)).map_err(fail)?;
         let mut tar = Reader::new(decoder);
         let mut archive = Self { shown: shown.display().to_string(), files: BTreeMap::new(), links: BTreeMap::new() };
-        while let Some(entry) = tar.next_entry()? {
+        while let Some(entry) = tar.next_entry().map_err(|cause| Error::Archive { path: shown.to_owned(), cause })? {
             engine.check()?;
             let Ok(path) = String::from_utf8(entry.path.clone()) else { continue };
             let path = path.trim_start_matches("./").trim_end_matches('/').to_owned();
