@@ -69,7 +69,7 @@ pub enum HttpError {
         /// Where the server led.
         location: String,
     },
-    /// A public server led to an address of a private network, where only this machine can go (CVE-style SSRF).
+    /// A public server led to an address of a private network, where only this machine can go.
     #[error("cannot fetch `{url}`: the public server redirected to `{location}`, which is in a private network")]
     Private {
         /// The address.
