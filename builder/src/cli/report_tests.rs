@@ -15,6 +15,7 @@ fn command_failed() -> Failure {
     Failure::Kiln(Error::Step {
         name: "[2/2] RUN make".into(),
         location: Some((source, span)),
+        meant: None,
         cause: Box::new(StepError::Command {
             command: "/bin/sh -c make".into(),
             status: "exit code: 2".into(),
