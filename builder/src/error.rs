@@ -337,33 +337,40 @@ impl StepError {
 /// What a person can do about a host that gives no sandbox.
 fn host_hint(error: &RunError) -> String {
     match error {
-        RunError::KernelFeature { feature, .. } => format!("a kernel with {feature} is needed for RUN; builds without RUN work on this one"),
-        _ => "RUN needs root with CAP_SYS_ADMIN, outside of any container that takes it away; builds without RUN work here".to_owned(),
+        RunError::KernelFeature { feature, .. } => {
+            format!("a kernel with {feature} is needed for RUN; builds without RUN work on this one")
+        }
+        _ => "RUN needs root with CAP_SYS_ADMIN, outside of any container that takes it away; builds without RUN work here"
+            .to_owned(),
     }
 }
 
 /// Whether a full disk or a full quota is at the bottom of it.
-fn out_of_space(error: &(dyn StdError + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        // A registry's error tells its cause in its own line and names no source; a transparent variant hides it besides.
-        let registry = match (error.downcast_ref::<Error>(), error.downcast_ref::<StepError>()) {
-            (Some(Error::Registry(registry)), _) | (_, Some(StepError::Registry(registry))) => Some(registry),
+fn out_of_space(error: &Error) -> bool {
+    // A registry's error tells its cause in its own line and names no source.
+    let registry = match error {
+        Error::Registry(registry) => Some(registry),
+        Error::Step { cause, .. } | Error::Unplaced(cause) => match &**cause {
+            StepError::Registry(registry) => Some(registry),
             _ => None,
-        };
-        if let Some(kiln_registry_client::ErrorKind::Local(io)) = registry.map(kiln_registry_client::Error::kind)
-            && out_of_space(io)
-        {
-            return true;
-        }
-        if let Some(io) = error.downcast_ref::<io::Error>()
-            && matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-        {
+        },
+        _ => None,
+    };
+    if let Some(kiln_registry_client::ErrorKind::Local(io)) = registry.map(kiln_registry_client::Error::kind) {
+        return is_full(io);
+    }
+    let mut next: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<io::Error>().is_some_and(is_full) {
             return true;
         }
         next = error.source();
     }
     false
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn first_message(diagnostics: &[Diagnostic]) -> String {

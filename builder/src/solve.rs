@@ -531,7 +531,8 @@ impl Step<'_> {
     }
 
     fn copy(&self, op: &CopyOp, definition: &Definition, parent: &Solved, key: &CacheKey, task: &Task) -> Result<Solved, Error> {
-        let layer = self.change(op.parent.is_none(), parent, task, |view, upper| {
+        // What --link makes doesn't depend on what it lands on, not even on symbolic links there.
+        let layer = self.change(op.parent.is_none() || op.link, parent, task, |view, upper| {
             let mut warn = |text: String| task.warn(text);
             match op.from {
                 CopyFrom::Context => {
@@ -549,17 +550,20 @@ impl Step<'_> {
         Ok(Solved { layer: Some(layer), identity: Identity::of_key(key) })
     }
 
-    /// Makes a layer above `parent` by writing files.
+    /// Makes a layer above `parent` by writing files; `apart`, as if there were no parent, which then need not be unpacked.
     fn change(
         &self,
-        on_scratch: bool,
+        apart: bool,
         parent: &Solved,
         task: &Task,
         write: impl FnOnce(&View, &mut UpperWriter) -> Result<(), Error>,
     ) -> Result<LayerId, Error> {
         let layers = self.work.engine.store.layers();
-        let view = if on_scratch { View::empty() } else { self.view(parent.layer.as_ref(), task)? };
-        let mut prepared = layers.prepare(parent.layer.as_ref())?;
+        let (view, mut prepared) = if apart {
+            (View::empty(), layers.prepare_apart(parent.layer.as_ref())?)
+        } else {
+            (self.view(parent.layer.as_ref(), task)?, layers.prepare(parent.layer.as_ref())?)
+        };
         let dir = kiln_store::rootdir::RootDir::open(&prepared.upper)?;
         let mut upper = UpperWriter::new(dir, view.clone(), WhiteoutStyle::default())?;
         write(&view, &mut upper)?;

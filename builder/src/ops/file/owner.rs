@@ -20,9 +20,20 @@ pub(super) fn of_chown(spec: &str, view: &View) -> Result<Owner, FileError> {
     find(spec, &spelled, view)
 }
 
-/// Whom `USER` means in the image `view`; nothing is root.
+/// Whom `USER` means in the image `view`; nothing is root. So is, for a WORKDIR, a name that the image doesn't list: only a RUN
+/// needs the user to exist (as BuildKit has it).
 pub(super) fn of_user(spec: &str, view: &View) -> Result<Owner, FileError> {
-    if spec.is_empty() { Ok(Owner::ROOT) } else { of_chown(spec, view) }
+    if spec.is_empty() {
+        return Ok(Owner::ROOT);
+    }
+    match of_chown(spec, view) {
+        Err(FileError::Owner { cause: OwnerError::UnknownUser(_), .. }) => Ok(Owner::ROOT),
+        Err(FileError::Owner { cause: OwnerError::UnknownGroup(_), .. }) => {
+            let user = spec.split(':').next().unwrap_or_default();
+            Ok(Owner { gid: 0, ..of_user(user, view)? })
+        }
+        owner => owner,
+    }
 }
 
 fn find(spec: &str, spelled: &str, view: &View) -> Result<Owner, FileError> {
