@@ -187,13 +187,24 @@ fn export(
     };
     task.status("exporting layers", 0, None);
     let wants_blobs = request.push || !request.outputs.is_empty();
-    let diff_ids = if wants_blobs {
-        let packed: Result<Vec<_>, Error> =
-            layers.iter().map(|l| Ok(pack::packed(engine, l, Compression::Gzip, task)?.1)).collect();
-        packed?
-    } else {
-        pack::diff_ids(engine, &layers)?
-    };
+    let diff_ids = std::thread::scope(|scope| {
+        // The name at the end waits until everything is on disk; what new layers hold can get there while they are packed.
+        let is_new = layers.iter().any(|layer| layer.diff_id.is_none());
+        let early = is_new.then(|| scope.spawn(|| engine.store.barrier()));
+        let diff_ids = if wants_blobs {
+            layers
+                .iter()
+                .map(|layer| Ok(pack::packed(engine, layer, Compression::Gzip, task)?.1))
+                .collect::<Result<Vec<_>, Error>>()
+        } else {
+            pack::diff_ids(engine, &layers)
+        };
+        // The kernel tells of a failed write only once, so this answer counts.
+        if let Some(Ok(synced)) = early.map(std::thread::ScopedJoinHandle::join) {
+            synced?;
+        }
+        diff_ids
+    })?;
     task.status_done("exporting layers", 0, None);
     let base = template.config.rootfs.diff_ids.len();
     let new: Vec<NewLayer> = diff_ids

@@ -348,7 +348,9 @@ fn connection_hint(host: &str, cause: &str) -> Option<String> {
     if cause.contains("UnknownIssuer") || cause.contains("CaUsedAsEndEntity") {
         Some(format!("the certificate of {host} comes from a private authority: set `ca-file` for this registry in `kiln.toml`"))
     } else if cause.contains("InvalidContentType") || cause.contains("corrupt message") {
-        Some(format!("{host} may speak plain http: set `plain-http = true` for this registry in `kiln.toml` if you trust the network"))
+        Some(format!(
+            "{host} may speak plain http: set `plain-http = true` for this registry in `kiln.toml` if you trust the network"
+        ))
     } else if cause.contains("lookup") || cause.contains("dns error") {
         Some("check the spelling of the host name, DNS, and the proxy variables".to_owned())
     } else {

@@ -14,9 +14,14 @@ pub(crate) struct Layout {
 }
 
 /// The directories that a fresh store has, in the order of their making.
-pub(crate) const DIRECTORIES: [&str; 11] = [
+pub(crate) const DIRECTORIES: [&str; 11] =
+    ["blobs", "blobs/sha256", "layers", "cache", "images", "ingest", "memo", "mount-points", "mounts", "locks", "trash"];
+
+/// What may stand in a root that has no version file yet: a store whose making was cut short, or a fresh file system.
+pub(crate) const KNOWN_AT_ROOT: [&str; 13] = [
+    "version",
+    "lease",
     "blobs",
-    "blobs/sha256",
     "layers",
     "cache",
     "images",
@@ -26,11 +31,8 @@ pub(crate) const DIRECTORIES: [&str; 11] = [
     "mounts",
     "locks",
     "trash",
+    "lost+found",
 ];
-
-/// What may stand in a root that has no version file yet: a store whose making was cut short, or a fresh file system.
-pub(crate) const KNOWN_AT_ROOT: [&str; 13] =
-    ["version", "lease", "blobs", "layers", "cache", "images", "ingest", "memo", "mount-points", "mounts", "locks", "trash", "lost+found"];
 
 impl Layout {
     pub(crate) fn new(root: PathBuf) -> Self {

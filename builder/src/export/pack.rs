@@ -1,14 +1,12 @@
 //! Hides when a layer directory is turned into a tar, and that it happens at most once for each form.
 
-use std::io::Write;
-
 use kiln_oci::config::ImageConfig;
 use kiln_oci::descriptor::Descriptor;
-use kiln_oci::digest::{DiffId, Hasher};
+use kiln_oci::digest::DiffId;
 use kiln_oci::manifest::{Manifest, Raw};
 use kiln_oci::media_type;
 use kiln_store::layer::compress::{Compression, EncodeOptions};
-use kiln_store::layer::{PackOptions, pack, pack_compressed};
+use kiln_store::layer::{PackOptions, pack_compressed};
 use kiln_store::rootdir::RootDir;
 use kiln_store::{BaseLayer, LayerKind, LayerRecord, PackedBlob};
 use rayon::prelude::*;
@@ -28,11 +26,12 @@ fn diff_id(engine: &Engine, layer: &LayerRecord) -> Result<DiffId, Error> {
         return Ok(diff_id);
     }
     engine.check()?;
-    let mut sink = HashedSink::default();
-    pack(&open_diff(engine, layer)?, &mut sink, &PackOptions::default())?;
-    let (diff_id, size) = sink.finish();
-    engine.store.layers().set_packed(&layer.id, diff_id, size, None)?;
-    Ok(diff_id)
+    // Hashed on a thread beside the one that reads; the tar itself goes nowhere.
+    let diff = open_diff(engine, layer)?;
+    let made =
+        pack_compressed(&diff, &mut std::io::sink(), Compression::None, EncodeOptions::default(), &PackOptions::default())?;
+    engine.store.layers().set_packed(&layer.id, made.diff_id, made.stats.tar_size, None)?;
+    Ok(made.diff_id)
 }
 
 /// The blob of a layer in this compression, and the digest of its tar, made in one pass when it isn't there.
@@ -99,29 +98,4 @@ pub fn manifest(config: &Raw<ImageConfig>, layers: &[Descriptor]) -> Result<Raw<
         extra: serde_json::Map::new(),
     };
     Raw::write(manifest).map_err(|e| Error::Image(ImageError::Invalid { name: "manifest".to_owned(), reason: e.to_string() }))
-}
-
-/// Counts and hashes what is written to it.
-#[derive(Debug, Default)]
-struct HashedSink {
-    hasher: Hasher,
-    size: u64,
-}
-
-impl HashedSink {
-    fn finish(self) -> (DiffId, u64) {
-        (DiffId::new(self.hasher.finish()), self.size)
-    }
-}
-
-impl Write for HashedSink {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.hasher.update(bytes);
-        self.size += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }

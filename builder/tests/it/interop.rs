@@ -78,7 +78,15 @@ fn podman_runs_what_was_pushed() {
         finish(command.args(args).stdin(Stdio::null()))
     };
     podman(&["pull", "-q", "--tls-verify=false", &name]).ok();
-    let ran = podman(&["run", "--rm", "--network=none", "--cgroups=disabled", "--security-opt=seccomp=unconfined", &name]);
+    let ran = podman(&[
+        "run",
+        "--rm",
+        "--network=none",
+        "--cgroups=disabled",
+        "--ulimit=nofile=1024:1024",
+        "--ulimit=nproc=1024:1024",
+        &name,
+    ]);
     if !ran.status.success() && ran.stderr.contains("OCI runtime") || ran.stderr.contains("crun") {
         // Some hosts can't start containers at all; then podman at least read the image.
         let reason = format!("podman can't run containers here: {}", ran.stderr.trim());
