@@ -32,6 +32,15 @@ pub struct Image {
     pub identity: Identity,
 }
 
+/// A base that could not be had, and who asked for it.
+#[derive(Debug)]
+pub struct Missing {
+    /// Who.
+    pub request: BaseRequest,
+    /// Why.
+    pub error: Error,
+}
+
 /// The bases of a build, as both the frontend and the solver see them.
 #[derive(Debug, Default)]
 pub struct ResolvedBases {
@@ -46,8 +55,8 @@ impl ResolvedBases {
         self.images.iter().find(|(r, p, _)| r == reference && p == platform).map(|(_, _, image)| image)
     }
 
-    /// Resolves what the frontend asked for, side by side. The error comes with the request that it belongs to.
-    pub fn resolve(&mut self, engine: &Engine, requests: &[BaseRequest], pull: bool) -> Result<(), (BaseRequest, Error)> {
+    /// Resolves what the frontend asked for, side by side.
+    pub fn resolve(&mut self, engine: &Engine, requests: &[BaseRequest], pull: bool) -> Result<(), Box<Missing>> {
         let results: Vec<Result<Image, Error>> = std::thread::scope(|scope| {
             let work = |request: &BaseRequest| {
                 let task = engine.events.start(format!("[internal] load metadata for {}", request.reference));
@@ -63,7 +72,7 @@ impl ResolvedBases {
             }
         });
         for (request, image) in requests.iter().zip(results) {
-            let image = image.map_err(|error| (request.clone(), error))?;
+            let image = image.map_err(|error| Box::new(Missing { request: request.clone(), error }))?;
             let base = BaseImage { digest: image.pinned, config: image.config.value().clone() };
             self.known.insert(request.reference.clone(), request.platform.clone(), base);
             self.images.push((request.reference.clone(), request.platform.clone(), image));

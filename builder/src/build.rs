@@ -13,7 +13,7 @@ use kiln_oci::reference::Reference;
 use kiln_store::layer::compress::Compression;
 use kiln_store::{ImageRecord, LayerRecord};
 
-use crate::bases::ResolvedBases;
+use crate::bases::{Missing, ResolvedBases};
 use crate::context::{self, Context};
 use crate::engine::Engine;
 use crate::error::{Error, StepError};
@@ -136,7 +136,8 @@ fn lower_all(
         match lower(parsed, source, &options, &bases.known) {
             Ok(Lowered::Build(build)) => return Ok((build, bases)),
             Ok(Lowered::Needs(requests)) => {
-                bases.resolve(engine, &requests, request.caching.pull).map_err(|(wanted, error)| {
+                bases.resolve(engine, &requests, request.caching.pull).map_err(|missing| {
+                    let Missing { request: wanted, error } = *missing;
                     let cause = match error {
                         Error::Registry(error) => StepError::Registry(error),
                         Error::Store(error) => StepError::Store(error),

@@ -92,13 +92,12 @@ mod tests {
         let layer =
             |created: &str| NewLayer { diff_id: DiffId::new(Digest::of(created.as_bytes())), created: created.to_owned() };
         // base history, new entries (true = empty), times of new layers, expected times
-        let rows: [(&[Option<&str>], &[bool], &[&str], &[&str]); 4] = [
-            (&[Some("1")], &[false, true, false], &["5", "7"], &["1", "5", "7", "7"]),
-            (&[Some("1")], &[true, false, true], &["5"], &["1", "5", "5", "5"]),
-            (&[Some("1")], &[true], &[], &["1", "1"]),
-            (&[], &[true, true], &[], &["now", "now"]),
-        ];
-        for (base, new, times, expected) in rows {
+        for (base, new, times, expected) in [
+            (vec![Some("1")], vec![false, true, false], vec!["5", "7"], vec!["1", "5", "7", "7"]),
+            (vec![Some("1")], vec![true, false, true], vec!["5"], vec!["1", "5", "5", "5"]),
+            (vec![Some("1")], vec![true], vec![], vec!["1", "1"]),
+            (vec![], vec![true, true], vec![], vec!["now", "now"]),
+        ] {
             let mut config = ImageConfig::empty(&Platform::host());
             config.history = base.iter().map(|t| entry(*t, false)).collect();
             config.rootfs.diff_ids = base.iter().map(|_| DiffId::new(Digest::of(b"base"))).collect();

@@ -59,11 +59,11 @@ impl Schedule {
     }
 
     /// Takes the next vertex whose inputs are all there; the lowest id first.
-    pub fn next(&mut self) -> Option<VertexId> {
+    pub fn take_ready(&mut self) -> Option<VertexId> {
         self.ready.pop_first()
     }
 
-    /// Says that a vertex that [`next`](Self::next) gave out is done.
+    /// Says that a vertex that [`take_ready`](Self::take_ready) gave out is done.
     pub fn done(&mut self, id: VertexId) {
         self.left -= 1;
         for user in std::mem::take(&mut self.users[id.0]) {
@@ -116,7 +116,7 @@ mod tests {
         let mut schedule = Schedule::plan(&graph(rows), [VertexId(target)], |id| hits.contains(&id.0));
         let mut waves = Vec::new();
         while schedule.left() > 0 {
-            let wave: Vec<VertexId> = std::iter::from_fn(|| schedule.next()).collect();
+            let wave: Vec<VertexId> = std::iter::from_fn(|| schedule.take_ready()).collect();
             wave.iter().for_each(|id| schedule.done(*id));
             waves.push(wave.iter().map(|id| id.0).collect());
         }

@@ -163,7 +163,7 @@ fn run_all(
         let mut running = 0;
         loop {
             while failure.is_none() && running < WORKERS {
-                let Some(id) = schedule.next() else { break };
+                let Some(id) = schedule.take_ready() else { break };
                 let (sender, stop) = (sender.clone(), &stop);
                 running += 1;
                 scope.spawn(move || {

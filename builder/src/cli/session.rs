@@ -124,7 +124,7 @@ impl Session {
             if to_cancel.is_triggered() {
                 return ControlFlow::Break(());
             }
-            if waiting.elapsed >= SILENT_WAIT {
+            if waiting.elapsed >= SILENT_WAIT && !is_ours(waiting) {
                 let text = waiting_for(waiting);
                 let mut warned = warned.lock().unwrap_or_else(PoisonError::into_inner);
                 if !warned.contains(&text) {
@@ -139,6 +139,11 @@ impl Session {
         let client = self.client(Warnings::to(move |warning| heard.warn(warning.to_string())), cancelled)?;
         Ok(Engine::new(store, Arc::new(client), events, cancel))
     }
+}
+
+/// Whether another step of this very build holds what is waited for; progress shows that step already.
+fn is_ours(waiting: &Waiting<'_>) -> bool {
+    waiting.holder == Some(std::process::id())
 }
 
 fn waiting_for(waiting: &Waiting<'_>) -> String {
