@@ -94,7 +94,6 @@ fn what_cannot_be_copied_says_why() {
         ("COPY --chmod=888 a /x", "invalid --chmod `888`: octal digits up to 7777 or letters as in `u=rwX,go=rX` are expected"),
         ("WORKDIR /file", "cannot create `/file`"),
         ("WORKDIR /file/x", "`/file/x` lies below `/file`, which is not a directory"),
-        ("WORKDIR nobody /n", "invalid user `nobody`"),
     ] {
         check(lines, &[&format!("error: {error}")]);
     }
@@ -125,6 +124,8 @@ fn owners_and_modes() {
         ("WORKDIR /", &[]),
         ("WORKDIR /d", &[]),
         ("WORKDIR /w/n", &["d w 755 0:0", "d w/n 755 0:0 @clock"]),
+        ("WORKDIR nobody /n", &["d n 755 0:0 @clock"]),
+        ("WORKDIR www:nobody /n", &["d n 755 33:0 @clock"]),
         ("WORKDIR 1000 /w/n/m", &["d w 755 0:0", "d w/n 755 1000:1000 @clock", "d w/n/m 755 1000:1000 @clock"]),
         ("WORKDIR www /dlink/z", &["d d 700 5:6", "d d/z 755 33:34 @clock"]),
         (
