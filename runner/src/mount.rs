@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -100,10 +100,14 @@ impl Sandbox {
             Step::Hostname(name) => rustix::system::sethostname(name.as_bytes())?,
             Step::LoopbackUp => sys::loopback_up().map_err(errno)?,
             Step::Scratch { at } => self.make_scratch(at)?,
-            Step::ScratchFile { name, data, mode } => {
+            Step::ScratchFile { name, data, mode, uid, gid } => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(self.scratch()?, name.as_str(), flags, Mode::from_raw_mode(*mode))?;
-                std::io::Write::write_all(&mut std::fs::File::from(file), data).map_err(errno)?;
+                let file = rustix::fs::openat(self.scratch()?, name.as_str(), flags, Mode::from_raw_mode(0o600))?;
+                let mut file = std::fs::File::from(file);
+                std::io::Write::write_all(&mut file, data).map_err(errno)?;
+                // In this order, for a change of owner takes set-user-id bits away.
+                rustix::fs::fchown(&file, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))?;
+                rustix::fs::fchmod(&file, Mode::from_raw_mode(*mode))?;
             }
             Step::Root { source, layer } => self.mount_root(source, layer)?,
             Step::MountPoint { target } => drop(self.standard_place(target)?),

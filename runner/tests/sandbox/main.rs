@@ -31,11 +31,11 @@ fn main() {
         return rights::touch_self();
     }
     let tests = tests! {
-        process: exit_codes signals streams environment_is_exact home descriptors first_process session_and_umask limits
+        process: exit_codes signals streams environment_is_exact home descriptors first_process session_and_umask limits limits_that_are_asked_for
             program_lookup no_controlling_terminal scripts large_output invalid_requests;
         image: users unknown_users hostile_passwd_files working_directories forbidden_working_directories
             standard_places_that_are_no_directories;
-        rights: capabilities no_new_privileges set_user_id_works hardened system_calls thirty_two_bit_programs masked_paths
+        rights: capabilities no_new_privileges set_user_id_works hardened insecure system_calls thirty_two_bit_programs masked_paths
             device_nodes host_name namespaces control_groups_are_hidden
             own_program;
         files: changes_land_in_upper deletions_are_whiteouts stubs_are_removed stub_times stubs_behind_links

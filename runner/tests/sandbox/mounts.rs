@@ -77,14 +77,14 @@ pub fn tmpfs() {
 
 pub fn inline_files() {
     let mut step = Step::new();
-    let file = |data: &str, mode| MountSource::File { data: data.as_bytes().to_vec(), mode };
+    let file = |data: &str, mode| MountSource::File { data: data.as_bytes().to_vec(), mode, uid: 7, gid: 8 };
     step.spec.mounts = vec![
         mount("/dev/pipes/EOF", file("#!/bin/sh\necho from a pipe\n", 0o755)),
         Mount { readonly: true, ..mount("/run/secrets/key", file("secret\n", 0o400)) },
     ];
     assert_eq!(
         step.sh("/dev/pipes/EOF; cat /run/secrets/key; stat -c '%a %u:%g' /run/secrets/key").ok(),
-        "from a pipe\nsecret\n400 0:0\n"
+        "from a pipe\nsecret\n400 7:8\n"
     );
     assert_eq!(step.changes(), [""; 0]);
 }
