@@ -63,7 +63,8 @@ mod tests {
 
     #[test]
     fn authorization() {
-        let rows: &[(&[(&str, &str)], Option<&str>)] = &[
+        type Row = (&'static [(&'static str, &'static str)], Option<&'static str>);
+        let rows: &[Row] = &[
             (&[], None),
             (&[("HTTP_AUTH_TOKEN_h", "t\n")], Some("Bearer t")),
             (&[("HTTP_AUTH_HEADER_h", "Basic x"), ("HTTP_AUTH_TOKEN_h", "t")], Some("Basic x")),

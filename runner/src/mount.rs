@@ -156,7 +156,13 @@ impl Sandbox {
         let place = open_directory(rustix::fs::CWD, at)?;
         let options = vec![("mode".to_owned(), "755".to_owned())];
         let attributes = Attributes { readonly: false, nosuid: true, nodev: true, noexec: false };
-        let scratch = make_virtual(&Virtual { kind: "tmpfs".to_owned(), options, attributes })?;
+        let mut kind = Virtual { kind: "tmpfs".to_owned(), options, attributes };
+        // Secrets must not reach the disk by way of swap; Linux 6.4 can keep them from it.
+        kind.options.push(("noswap".to_owned(), String::new()));
+        let scratch = make_virtual(&kind).or_else(|_| {
+            kind.options.pop();
+            make_virtual(&kind)
+        })?;
         attach(scratch.as_fd(), place.as_fd())?;
         for directory in ["root", "empty"] {
             rustix::fs::mkdirat(&scratch, directory, Mode::from_raw_mode(0o755))?;
@@ -418,7 +424,10 @@ fn make_virtual(source: &Virtual) -> Result<OwnedFd, StepError> {
     let configure = || -> Result<(), Errno> {
         rustix::mount::fsconfig_set_string(&context, "source", source.kind.as_str())?;
         for (key, value) in &source.options {
-            rustix::mount::fsconfig_set_string(&context, key.as_str(), value.as_str())?;
+            match value.as_str() {
+                "" => rustix::mount::fsconfig_set_flag(&context, key.as_str())?,
+                value => rustix::mount::fsconfig_set_string(&context, key.as_str(), value)?,
+            }
         }
         rustix::mount::fsconfig_create(&context)
     };

@@ -70,7 +70,7 @@ const INERT_READONLY: Attributes = Attributes { readonly: true, ..INERT };
 pub(crate) struct Virtual {
     /// The kernel's name for it.
     pub(crate) kind: String,
-    /// Options, in the order in which they are given.
+    /// Options, in the order in which they are given; one without a value is a flag.
     pub(crate) options: Vec<(String, String)>,
     pub(crate) attributes: Attributes,
 }

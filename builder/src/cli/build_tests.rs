@@ -31,6 +31,7 @@ fn secrets_and_limits() {
         ("id=a,type=env,src=VAR".to_owned(), "a", "from a variable"),
         ("id=VAR".to_owned(), "VAR", "from a variable"),
         ("id=VAR,type=env".to_owned(), "VAR", "from a variable"),
+        ("id=EMPTY".to_owned(), "EMPTY", ""),
         ("id=a,env=UNSET".to_owned(), "a", ""),
     ];
     for (spec, id, want) in rows {

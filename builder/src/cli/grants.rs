@@ -65,7 +65,7 @@ fn secret(spec: &str, environment: &Environment) -> Result<(String, Secret), Fai
         variable = std::mem::take(&mut file);
     }
     if variable.is_empty() && file.is_empty() {
-        let is_variable = kind == "env" || (kind.is_empty() && environment.raw(&id).is_some());
+        let is_variable = kind == "env" || (kind.is_empty() && environment.exact(&id).is_some());
         if is_variable { &mut variable } else { &mut file }.clone_from(&id);
     }
     if !file.is_empty() {
