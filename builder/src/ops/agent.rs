@@ -43,13 +43,17 @@ impl Forward {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, agent) = (Arc::clone(&stop), agent.to_owned());
         std::thread::Builder::new().name(NAME.to_owned()).spawn(move || {
-            while let Ok((client, _)) = listener.accept() {
+            for client in listener.incoming() {
                 if stopped.load(Ordering::Acquire) {
                     break;
                 }
                 let agent = agent.clone();
                 // What goes wrong in an exchange ends it, and the command sees that.
-                let _ = std::thread::Builder::new().name(NAME.to_owned()).spawn(move || serve(client, &agent));
+                match client {
+                    Ok(client) => drop(std::thread::Builder::new().name(NAME.to_owned()).spawn(move || serve(client, &agent))),
+                    // For want of descriptors, or of a client that is gone already.
+                    Err(_) => std::thread::sleep(std::time::Duration::from_millis(10)),
+                }
             }
         })?;
         Ok(Forward { folder, path, stop })
