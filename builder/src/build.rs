@@ -55,6 +55,8 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
         context: &lazy_context,
         caching: &request.caching,
         shm_size: request.shm_size,
+        limits: &request.limits,
+        grants: &request.grants,
         now: &now,
         clock: request.clock,
     };
@@ -128,6 +130,7 @@ fn lower_all(
         network: language.network,
         no_cache_filter: request.caching.disabled_stages.clone(),
         extra_hosts: request.extra_hosts.clone(),
+        allow_insecure: request.grants.insecure,
         ..LowerOptions::default()
     };
     let mut bases = ResolvedBases::default();

@@ -19,7 +19,8 @@
 //! | network and security mode, host name | RUN | a command may see them |
 //! | names of extra hosts, not their addresses | RUN | as BuildKit: addresses are the machine's |
 //! | mounts: kind, target, source, writable | RUN | what the command finds there |
-//! | a bind mount's files | RUN | likewise; by content where the content is known |
+//! | a bind mount's files, a cache mount's seed | RUN | likewise; by content where the content is known |
+//! | a secret's or agent's id, target, variable, mode, owner, `required` | RUN | which one the command finds there; never its value |
 //! | here-document files: path, bytes, mode | RUN | they are input |
 //! | the selected files: path below the source, type, mode, owner, size, link, xattrs, bytes | COPY, ADD | exactly what is copied |
 //! | destination and whether it is a folder | COPY, ADD | where it goes |
@@ -27,8 +28,9 @@
 //! | in-line files: name and bytes | COPY, ADD | what is written |
 //!
 //! Not in any key: names of stages and of images (the layers' digests count), a context's folder and its parents,
-//! modification times, proxy variables that were not declared, the id and sharing mode of a cache mount, the size of
-//! `/dev/shm`, the clock, and anything else of the machine.
+//! modification times, proxy variables that were not declared, the id and sharing mode of a cache mount, the values of secrets,
+//! whether an optional one was given, credentials of ADD, the size of `/dev/shm`, limits of processes, the clock, and anything
+//! else of the machine.
 
 use std::fmt;
 
@@ -66,6 +68,13 @@ impl Identity {
     /// What a key says about its own result, where the key covers every byte of it (COPY and WORKDIR).
     pub fn of_key(key: &CacheKey) -> Self {
         Fields::new("by key").bytes("key", &key.0).identity()
+    }
+}
+
+/// All of it, in hexadecimal.
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -179,8 +188,18 @@ fn exec(mut fields: Fields, op: &ExecOp, mounts: &[Identity]) -> Fields {
                 .flag("seeded", cache.from.is_some())
                 .flag("readonly", cache.readonly),
             MountKind::Tmpfs { size } => fields.text("mount", "tmpfs").text("size", &format!("{size:?}")),
-            #[allow(unreachable_patterns, reason = "kinds that carry no input of their own are told apart by their text")]
-            other => fields.text("mount", &format!("{other:?}")),
+            MountKind::Secret(secret) => fields
+                .text("mount", "secret")
+                .text("id", &secret.id)
+                .flag("file", secret.file)
+                .text("env", &format!("{:?}", secret.env))
+                .text("attributes", &format!("{:o} {} {}", secret.mode, secret.uid, secret.gid))
+                .flag("required", secret.required),
+            MountKind::Ssh(ssh) => fields
+                .text("mount", "ssh")
+                .text("id", &ssh.id)
+                .text("attributes", &format!("{:o} {} {}", ssh.mode, ssh.uid, ssh.gid))
+                .flag("required", ssh.required),
         };
     }
     for mount in mounts {

@@ -159,6 +159,27 @@ pub enum StepError {
         /// What.
         what: &'static str,
     },
+    /// A secret that is required was not given.
+    #[error("secret `{id}`: not found")]
+    NoSecret {
+        /// Its name.
+        id: String,
+    },
+    /// An ssh agent that is required was not given.
+    #[error("ssh agent `{id}`: not found")]
+    NoAgent {
+        /// Its name.
+        id: String,
+    },
+    /// An ssh agent that was given can't be reached.
+    #[error("cannot reach the ssh agent `{id}`")]
+    Agent {
+        /// Its name.
+        id: String,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
     /// The sandbox could not be made.
     #[error(transparent)]
     Sandbox(#[from] RunError),
@@ -288,6 +309,11 @@ impl Error {
             Error::Registry(error) => error.hint(),
             Error::Step { cause, .. } | Error::Unplaced(cause) => match &**cause {
                 StepError::Registry(error) => error.hint(),
+                StepError::NoSecret { id } => {
+                    Some(format!("give it with `--secret id={id},src=FILE` or `--secret id={id},env=NAME`"))
+                }
+                StepError::NoAgent { id } if id == "default" => Some("give it with `--ssh default`".to_owned()),
+                StepError::NoAgent { id } => Some(format!("give it with `--ssh {id}=SOCKET`")),
                 StepError::File(error) => error.hint().map(str::to_owned),
                 StepError::Sandbox(error) if cause.kind() == Kind::Host => Some(host_hint(error)),
                 _ => None,
@@ -324,6 +350,9 @@ impl StepError {
             },
             StepError::Command { .. }
             | StepError::Unsupported { .. }
+            | StepError::NoSecret { .. }
+            | StepError::NoAgent { .. }
+            | StepError::Agent { .. }
             | StepError::File(_)
             | StepError::Context(_)
             | StepError::Http(_)

@@ -12,6 +12,7 @@ pub mod engine;
 pub mod error;
 pub mod event;
 pub mod export;
+pub mod grant;
 pub mod image;
 pub mod ops;
 pub mod request;

@@ -6,6 +6,9 @@ use std::time::SystemTime;
 use kiln_frontend::graph::NetworkMode;
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
+use kiln_runner::Limit;
+
+use crate::grant::Grants;
 
 /// One build, complete and valid.
 #[derive(Debug, Clone)]
@@ -22,6 +25,10 @@ pub struct BuildRequest {
     pub extra_hosts: Vec<(String, String)>,
     /// The size of `/dev/shm` in RUN, in bytes.
     pub shm_size: Option<u64>,
+    /// Limits of single processes in RUN, besides the usual ones.
+    pub limits: Vec<Limit>,
+    /// Secrets, agents and rights that RUN and ADD may use.
+    pub grants: Grants,
     /// Names for the image in the store.
     pub tags: Vec<Reference>,
     /// Whether the tags are pushed to their registries when the image is complete.

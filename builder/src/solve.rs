@@ -11,7 +11,7 @@ use std::time::Duration;
 use kiln_frontend::Source;
 use kiln_frontend::graph::{CopyFrom, CopyOp, CopySource, ExecOp, Graph, MountFrom, MountKind, Op, Vertex, VertexId};
 use kiln_oci::path::ImagePath;
-use kiln_runner::Cancel;
+use kiln_runner::{Cancel, Limit};
 use kiln_store::layer::upper::UpperWriter;
 use kiln_store::layer::whiteout::WhiteoutStyle;
 use kiln_store::view::View;
@@ -23,6 +23,8 @@ use crate::context::Context;
 use crate::engine::Engine;
 use crate::error::{Error, StepError};
 use crate::event::{Outcome, Task};
+use crate::grant::Grants;
+use crate::ops::exec::Shown;
 use crate::ops::file::SourceTree;
 use crate::ops::http::Fetched;
 use crate::ops::{exec, file, http, source};
@@ -57,6 +59,10 @@ pub struct Work<'a> {
     pub caching: &'a Caching,
     /// The size of `/dev/shm` in RUN.
     pub shm_size: Option<u64>,
+    /// Limits of single processes in RUN.
+    pub limits: &'a [Limit],
+    /// Secrets and agents.
+    pub grants: &'a Grants,
     /// The build's clock, RFC 3339.
     pub now: &'a str,
     /// The build's clock.
@@ -240,7 +246,7 @@ fn define(work: &Work<'_>) -> Result<Vec<Definition>, Error> {
                 for from in mount_sources(op) {
                     match from {
                         (MountFrom::Context, path) => {
-                            let files = context_selection(work, vertex, &whole(path), &[])?;
+                            let files = context_selection(work, vertex, &file::whole(path), &[])?;
                             shown.push(Some(files));
                             mounts.push(Identity(files));
                         }
@@ -271,29 +277,9 @@ fn mount_sources(op: &ExecOp) -> Vec<(MountFrom, &ImagePath)> {
         .filter_map(|mount| match &mount.kind {
             MountKind::Bind(bind) => Some((bind.from, &bind.source)),
             MountKind::Cache(cache) => cache.from.map(|from| (from, &cache.source)),
-            MountKind::Tmpfs { .. } => None,
+            MountKind::Tmpfs { .. } | MountKind::Secret(_) | MountKind::Ssh(_) => None,
         })
         .collect()
-}
-
-/// A COPY of `path` from the context to the same place on an empty root: what a mount of the context shows.
-fn whole(path: &ImagePath) -> CopyOp {
-    CopyOp {
-        parent: None,
-        from: CopyFrom::Context,
-        sources: vec![CopySource::Path(String::from_utf8_lossy(path.as_bytes()).into_owned())],
-        dest: path.clone(),
-        dest_is_dir: false,
-        chown: None,
-        chmod: None,
-        link: false,
-        parents: false,
-        exclude: Vec::new(),
-        is_add: false,
-        unpack: None,
-        checksum: None,
-        keep_git_dir: None,
-    }
 }
 
 fn context_selection(work: &Work<'_>, vertex: &Vertex, op: &CopyOp, fetched: &[Fetched]) -> Result<[u8; 32], Error> {
@@ -308,7 +294,7 @@ fn fetch(work: &Work<'_>, vertex: &Vertex, op: &CopyOp) -> Result<Vec<Fetched>, 
             CopySource::Http(url) => {
                 let task = work.engine.events.start(url_name(url));
                 let progress = |done, total| task.status("downloading", done, total);
-                let fetched = http::fetch(url, &work.engine.store, op.checksum.as_ref(), &progress);
+                let fetched = http::fetch(url, &work.engine.store, op.checksum.as_ref(), work.grants, &progress);
                 out.push(task.end_with(fetched).map_err(|e| placed(work, vertex, e.into()))?);
             }
             CopySource::Git(_) => return Err(placed(work, vertex, StepError::Unsupported { what: "ADD of a git repository" })),
@@ -490,16 +476,26 @@ impl Step<'_> {
         let mut mounts = Vec::new();
         for ((from, path), files) in mount_sources(op).into_iter().zip(&definition.mounts) {
             mounts.push(match from {
-                MountFrom::Context => Some(self.context_layer(path, files.unwrap_or_default(), task)?),
+                MountFrom::Context => {
+                    let files = files.unwrap_or_default();
+                    Shown { layer: Some(self.context_layer(path, files, task)?), identity: Identity(files) }
+                }
                 MountFrom::Vertex(input) => {
-                    let input = self.input(input);
-                    source::materialise(engine, input.layer.as_ref(), task)?;
-                    input.layer
+                    let Solved { layer, identity } = self.input(input);
+                    source::materialise(engine, layer.as_ref(), task)?;
+                    Shown { layer, identity }
                 }
             });
         }
         let mut prepared = engine.store.layers().prepare(parent.layer.as_ref())?;
-        let setting = exec::Setting { shm_size: self.work.shm_size, cancel: self.stop, mounts };
+        let setting = exec::Setting {
+            shm_size: self.work.shm_size,
+            limits: self.work.limits,
+            grants: self.work.grants,
+            clock: self.work.clock,
+            cancel: self.stop,
+            mounts,
+        };
         exec::exec(engine, op, &prepared, &setting, task)?;
         let diff = kiln_store::rootdir::RootDir::open(&prepared.upper)?;
         let identity = Identity::layer(parent.identity, crate::ops::fingerprint::fingerprint(&diff)?);
@@ -516,7 +512,7 @@ impl Step<'_> {
         if let Some(layer) = cache.get(&key)?.and_then(|record| record.layer) {
             return Ok(layer);
         }
-        let op = whole(path);
+        let op = file::whole(path);
         let scratch = Solved { layer: None, identity: Identity::scratch() };
         let context = self.work.context.get()?;
         let layer = self.change(true, &scratch, task, |view, upper| {

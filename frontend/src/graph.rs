@@ -85,7 +85,7 @@ impl Op {
                     match &mount.kind {
                         MountKind::Bind(bind) => ids.extend(bind.from.vertex()),
                         MountKind::Cache(cache) => ids.extend(cache.from.and_then(MountFrom::vertex)),
-                        MountKind::Tmpfs { .. } => {}
+                        MountKind::Tmpfs { .. } | MountKind::Secret(_) | MountKind::Ssh(_) => {}
                     }
                 }
             }
@@ -193,6 +193,10 @@ pub enum MountKind {
         /// The largest size in bytes; `None` for the kernel's default.
         size: Option<u64>,
     },
+    /// A value that nothing keeps.
+    Secret(SecretMount),
+    /// The socket of an ssh agent.
+    Ssh(SshMount),
 }
 
 /// A `type=bind` mount.
@@ -225,6 +229,40 @@ pub struct CacheMount {
     pub gid: u32,
     /// Whether the command may only read.
     pub readonly: bool,
+}
+
+/// A `type=secret` mount. Without the value the command runs without it, unless it is required.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretMount {
+    /// Under which name the value was given to the build.
+    pub id: String,
+    /// Whether the value is shown as a file at the mount's target.
+    pub file: bool,
+    /// The environment variable that holds the value.
+    pub env: Option<String>,
+    /// Permission bits of the file.
+    pub mode: u32,
+    /// Owner of the file.
+    pub uid: u32,
+    /// Group of the file.
+    pub gid: u32,
+    /// Whether the step fails without the value.
+    pub required: bool,
+}
+
+/// A `type=ssh` mount; [`ExecOp::env`] says where the first one is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SshMount {
+    /// Under which name the agent was given to the build.
+    pub id: String,
+    /// Permission bits of the socket.
+    pub mode: u32,
+    /// Owner of the socket.
+    pub uid: u32,
+    /// Group of the socket.
+    pub gid: u32,
+    /// Whether the step fails without the agent.
+    pub required: bool,
 }
 
 /// What two commands that want one cache mount do.

@@ -334,7 +334,7 @@ fn prune(graph: Graph, target: Option<VertexId>) -> (Graph, Option<VertexId>) {
                                 renumber(input);
                             }
                         }
-                        MountKind::Tmpfs { .. } => {}
+                        MountKind::Tmpfs { .. } | MountKind::Secret(_) | MountKind::Ssh(_) => {}
                     }
                 }
             }

@@ -193,6 +193,32 @@ fn mounts() {
     );
 }
 
+/// What secrets and agents become, and what of them is in the environment and in the history: only the agent's place.
+#[test]
+fn secrets_and_agents() {
+    let rows: &[(&str, &str, &str)] = &[
+        ("type=secret,id=a/b.txt", "", "/run/secrets/b.txt:secret:a/b.txt:file:400:0:0"),
+        ("type=secret,source=a", "", "/run/secrets/a:secret:a:file:400:0:0"),
+        ("type=secret,target=/root/.npmrc", "", "/root/.npmrc:secret:.npmrc:file:400:0:0"),
+        ("type=secret,id=a,target=t/k,uid=1,gid=2,mode=0440,required", "", "/w/t/k:secret:a:file:440:1:2:required"),
+        ("type=secret,id=a,env=TOKEN", "", "/run/secrets/a:secret:a:TOKEN:400:0:0"),
+        ("type=secret,id=a,env=TOKEN,target=/k", "", "/k:secret:a:file+TOKEN:400:0:0"),
+        ("type=secret,id=$V", "", "/run/secrets/v:secret:v:file:400:0:0"),
+        ("type=ssh", " SSH_AUTH_SOCK=/run/buildkit/ssh_agent.0", "/run/buildkit/ssh_agent.0:ssh:default:600:0:0"),
+        ("type=ssh,id=git,target=/s,mode=0666,uid=5,gid=6,required=true", " SSH_AUTH_SOCK=/s", "/s:ssh:git:666:5:6:required"),
+    ];
+    for (mount, env, want) in rows {
+        let text = format!("FROM busybox\nARG V=v\nWORKDIR /w\nRUN --mount={mount} x\n");
+        let got = dump(&Fixture::default().lower(&text));
+        let expected = format!("PATH=/bin V=v{env} cwd=/w mount={want}>");
+        assert!(got.contains(&expected), "{mount}\n{got}");
+        assert!(got.contains("\n+ RUN |1 V=v /bin/sh -c x # buildkit\n"), "{mount}\n{got}");
+    }
+    let two =
+        dump(&Fixture::default().lower("FROM busybox\nENV SSH_AUTH_SOCK=/own\nRUN --mount=type=ssh --mount=type=ssh,id=b x\n"));
+    assert!(two.contains("SSH_AUTH_SOCK=/own cwd=/ mount=/run/buildkit/ssh_agent.0:ssh:default:600:0:0 mount=/run/buildkit/ssh_agent.1:ssh:b:600:0:0>"), "{two}");
+}
+
 #[test]
 fn triggers() {
     // `onbuild` carries `ONBUILD COPY --from=tool:1 /z /` and `ONBUILD RUN t`.

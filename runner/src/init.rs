@@ -17,6 +17,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 use crate::mount::Sandbox;
 use crate::plan::{Command, Plan};
 use crate::seccomp;
+use crate::spec;
 use crate::supervise::setup;
 use crate::sys;
 use crate::user::{Identity, LONGEST_FILE, resolve_user};
@@ -41,7 +42,7 @@ fn try_become(plan: &Plan, sandbox: &mut Sandbox) -> Result<Never, Failure> {
     let root = sandbox.root().map_err(|errno| setup("find the root file system", &errno.into()))?;
     let identity = identity(root, &command.user)?;
     let cwd = working_directory(root, &command.cwd)?;
-    let filter = seccomp::program();
+    let filter = if command.filtered { seccomp::program() } else { Vec::new() };
     let program = Program::new(command, &identity);
 
     // While still root: the user may run in a directory that only root can enter, as in a container.
@@ -53,12 +54,14 @@ fn try_become(plan: &Plan, sandbox: &mut Sandbox) -> Result<Never, Failure> {
     streams(root, &identity).map_err(|error| setup("hand over the standard streams", &error))?;
     rustix::process::setsid().map_err(|errno| setup("make a session", &errno.into()))?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    limits();
+    limits(&command.limits)?;
     sys::reset_signals();
     if command.no_new_privileges {
         rustix::thread::set_no_new_privs(true).map_err(|errno| setup("set no_new_privs", &errno.into()))?;
     }
-    sys::load_filter(&filter).map_err(|error| setup("load the system call filter", &error))?;
+    if command.filtered {
+        sys::load_filter(&filter).map_err(|error| setup("load the system call filter", &error))?;
+    }
     bounding_set(command.capabilities).map_err(|errno| setup("drop capabilities", &errno.into()))?;
     become_user(&identity).map_err(|errno| setup("become the user", &errno.into()))?;
     capabilities(command.capabilities, identity.uid).map_err(|errno| setup("set capabilities", &errno.into()))?;
@@ -132,13 +135,43 @@ fn streams(root: BorrowedFd<'_>, identity: &Identity) -> io::Result<()> {
     Ok(())
 }
 
-/// Open files as Docker has them, no core dumps; never above what the caller may have.
-fn limits() {
+/// Those that are asked for; else open files as Docker has them, no core dumps, never above what the caller may have.
+fn limits(asked: &[(spec::Resource, Option<u64>, Option<u64>)]) -> Result<(), Failure> {
+    for (resource, soft, hard) in asked {
+        let limit = Rlimit { current: *soft, maximum: *hard };
+        let failed = |errno: Errno| setup(&format!("set the limit of `{}`", resource.name()), &errno.into());
+        rustix::process::setrlimit(number_of(*resource), limit).map_err(failed)?;
+    }
     for (resource, soft, hard) in [(Resource::Nofile, 1024, 1_048_576), (Resource::Core, 0, 0)] {
+        // A hard limit that was lowered can't be raised again.
+        if asked.iter().any(|(asked, ..)| number_of(*asked) == resource) {
+            continue;
+        }
         let now = rustix::process::getrlimit(resource);
         let hard = now.maximum.map_or(hard, |maximum| maximum.min(hard));
         // Lowering a limit is always allowed.
         let _ = rustix::process::setrlimit(resource, Rlimit { current: Some(soft.min(hard)), maximum: Some(hard) });
+    }
+    Ok(())
+}
+
+fn number_of(resource: spec::Resource) -> Resource {
+    match resource {
+        spec::Resource::Core => Resource::Core,
+        spec::Resource::Cpu => Resource::Cpu,
+        spec::Resource::Data => Resource::Data,
+        spec::Resource::Fsize => Resource::Fsize,
+        spec::Resource::Locks => Resource::Locks,
+        spec::Resource::Memlock => Resource::Memlock,
+        spec::Resource::Msgqueue => Resource::Msgqueue,
+        spec::Resource::Nice => Resource::Nice,
+        spec::Resource::Nofile => Resource::Nofile,
+        spec::Resource::Nproc => Resource::Nproc,
+        spec::Resource::Rss => Resource::Rss,
+        spec::Resource::Rtprio => Resource::Rtprio,
+        spec::Resource::Rttime => Resource::Rttime,
+        spec::Resource::Sigpending => Resource::Sigpending,
+        spec::Resource::Stack => Resource::Stack,
     }
 }
 
@@ -172,7 +205,11 @@ fn become_user(identity: &Identity) -> Result<(), Errno> {
 
 /// For root the kept ones are permitted and effective; another user has none. Nothing is inheritable (CVE-2022-24769).
 fn capabilities(keep: u64, uid: u32) -> Result<(), Errno> {
-    let held = if uid == 0 { CapabilitySet::from_bits_retain(keep) } else { CapabilitySet::empty() };
+    let held = match (uid, keep) {
+        (0, u64::MAX) => rustix::thread::capabilities(None)?.permitted,
+        (0, keep) => CapabilitySet::from_bits_retain(keep),
+        _ => CapabilitySet::empty(),
+    };
     let sets = CapabilitySets { effective: held, permitted: held, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets)
 }

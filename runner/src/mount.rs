@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -100,10 +100,14 @@ impl Sandbox {
             Step::Hostname(name) => rustix::system::sethostname(name.as_bytes())?,
             Step::LoopbackUp => sys::loopback_up().map_err(errno)?,
             Step::Scratch { at } => self.make_scratch(at)?,
-            Step::ScratchFile { name, data, mode } => {
+            Step::ScratchFile { name, data, mode, uid, gid } => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(self.scratch()?, name.as_str(), flags, Mode::from_raw_mode(*mode))?;
-                std::io::Write::write_all(&mut std::fs::File::from(file), data).map_err(errno)?;
+                let file = rustix::fs::openat(self.scratch()?, name.as_str(), flags, Mode::from_raw_mode(0o600))?;
+                let mut file = std::fs::File::from(file);
+                std::io::Write::write_all(&mut file, data).map_err(errno)?;
+                // In this order, for a change of owner takes set-user-id bits away.
+                rustix::fs::fchown(&file, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))?;
+                rustix::fs::fchmod(&file, Mode::from_raw_mode(*mode))?;
             }
             Step::Root { source, layer } => self.mount_root(source, layer)?,
             Step::MountPoint { target } => drop(self.standard_place(target)?),
@@ -152,7 +156,13 @@ impl Sandbox {
         let place = open_directory(rustix::fs::CWD, at)?;
         let options = vec![("mode".to_owned(), "755".to_owned())];
         let attributes = Attributes { readonly: false, nosuid: true, nodev: true, noexec: false };
-        let scratch = make_virtual(&Virtual { kind: "tmpfs".to_owned(), options, attributes })?;
+        let mut kind = Virtual { kind: "tmpfs".to_owned(), options, attributes };
+        // Secrets must not reach the disk by way of swap; Linux 6.4 can keep them from it.
+        kind.options.push(("noswap".to_owned(), String::new()));
+        let scratch = make_virtual(&kind).or_else(|_| {
+            kind.options.pop();
+            make_virtual(&kind)
+        })?;
         attach(scratch.as_fd(), place.as_fd())?;
         for directory in ["root", "empty"] {
             rustix::fs::mkdirat(&scratch, directory, Mode::from_raw_mode(0o755))?;
@@ -414,7 +424,10 @@ fn make_virtual(source: &Virtual) -> Result<OwnedFd, StepError> {
     let configure = || -> Result<(), Errno> {
         rustix::mount::fsconfig_set_string(&context, "source", source.kind.as_str())?;
         for (key, value) in &source.options {
-            rustix::mount::fsconfig_set_string(&context, key.as_str(), value.as_str())?;
+            match value.as_str() {
+                "" => rustix::mount::fsconfig_set_flag(&context, key.as_str())?,
+                value => rustix::mount::fsconfig_set_string(&context, key.as_str(), value)?,
+            }
         }
         rustix::mount::fsconfig_create(&context)
     };

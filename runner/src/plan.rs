@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::RunError;
 use crate::host::{Host, Mode, OverlayApi};
-use crate::spec::{MountSource, Network, RootFs, RunSpec, Security};
+use crate::spec::{MountSource, Network, Resource, RootFs, RunSpec, Security};
 
 /// Everything that the supervisor has to know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,10 @@ pub(crate) struct Command {
     /// Bit mask of the capabilities that stay, and that a root user holds.
     pub(crate) capabilities: u64,
     pub(crate) no_new_privileges: bool,
+    /// Whether only the system calls of the list may be made.
+    pub(crate) filtered: bool,
+    /// Resource, soft and hard limit, in the order in which they are set.
+    pub(crate) limits: Vec<(Resource, Option<u64>, Option<u64>)>,
 }
 
 /// Attributes of a mount.
@@ -66,7 +70,7 @@ const INERT_READONLY: Attributes = Attributes { readonly: true, ..INERT };
 pub(crate) struct Virtual {
     /// The kernel's name for it.
     pub(crate) kind: String,
-    /// Options, in the order in which they are given.
+    /// Options, in the order in which they are given; one without a value is a flag.
     pub(crate) options: Vec<(String, String)>,
     pub(crate) attributes: Attributes,
 }
@@ -104,7 +108,7 @@ pub(crate) enum Step {
     /// Mount a memory file system over `at`, for what the sandbox needs and no layer may hold.
     Scratch { at: OsString },
     /// Write a file into it.
-    ScratchFile { name: String, data: Vec<u8>, mode: u32 },
+    ScratchFile { name: String, data: Vec<u8>, mode: u32, uid: u32, gid: u32 },
     /// Mount the root file system; `layer` is the directory that takes its changes.
     Root { source: Source, layer: OsString },
     /// Make a directory for a later mount.
@@ -161,6 +165,17 @@ const DEVICES: &[(&str, u32, u32)] = &[
     ("/dev/tty", 5, 0),
 ];
 
+/// What [`Security::Insecure`] adds (BuildKit's `security_linux.go`); those that the machine hasn't can't be opened.
+const MORE_DEVICES: &[(&str, u32, u32)] = &[
+    ("/dev/kmsg", 1, 11),
+    ("/dev/cuse", 10, 203),
+    ("/dev/fuse", 10, 229),
+    ("/dev/kvm", 10, 232),
+    ("/dev/loop-control", 10, 237),
+    ("/dev/net/tun", 10, 200),
+];
+const LOOP_DEVICES: u32 = 8;
+
 const DEVICE_LINKS: &[(&str, &str)] = &[
     ("/dev/ptmx", "pts/ptmx"),
     ("/dev/fd", "/proc/self/fd"),
@@ -187,7 +202,7 @@ pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
     }
     outside.extend(root(spec, host));
     outside.extend(devices(spec));
-    outside.extend(system(host));
+    outside.extend(system(spec, host));
     outside.extend(names(spec, host));
     for (index, mount) in spec.mounts.iter().enumerate() {
         outside.extend(extra_mount(index, mount, host));
@@ -198,20 +213,34 @@ pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
 
     let proc = Virtual { kind: "proc".to_owned(), options: vec![], attributes: INERT };
     let mut inside = vec![Step::Standard { source: proc, target: "/proc".to_owned() }];
-    inside.extend(MASKED_PROC.iter().map(|path| Step::Mask { path: (*path).to_owned() }));
-    inside.extend(READONLY_PROC.iter().map(|path| Step::ReadOnly { path: (*path).to_owned() }));
+    if spec.security != Security::Insecure {
+        inside.extend(MASKED_PROC.iter().map(|path| Step::Mask { path: (*path).to_owned() }));
+        inside.extend(READONLY_PROC.iter().map(|path| Step::ReadOnly { path: (*path).to_owned() }));
+    }
     inside.push(Step::EnterRoot);
 
-    let hardened = spec.security == Security::Hardened;
     let command = Command {
         args: spec.args.clone(),
         env: spec.env.clone(),
         cwd: spec.cwd.clone().into_os_string(),
         user: spec.user.clone(),
-        capabilities: if hardened { CAPABILITIES & !NOT_HARDENED } else { CAPABILITIES },
-        no_new_privileges: hardened,
+        capabilities: match spec.security {
+            Security::Sandbox => CAPABILITIES,
+            Security::Hardened => CAPABILITIES & !NOT_HARDENED,
+            Security::Insecure => u64::MAX,
+        },
+        no_new_privileges: spec.security == Security::Hardened,
+        filtered: spec.security != Security::Insecure,
+        limits: limits(spec),
     };
     Ok(Plan { namespaces, outside, inside, command })
+}
+
+/// Each resource once, for a hard limit may be lowered but not raised again.
+fn limits(spec: &RunSpec) -> Vec<(Resource, Option<u64>, Option<u64>)> {
+    let later = |index: usize| spec.limits[index + 1..].iter().any(|later| later.resource == spec.limits[index].resource);
+    let last = spec.limits.iter().enumerate().filter(|(index, _)| !later(*index));
+    last.map(|(_, limit)| (limit.resource, limit.soft, limit.hard)).collect()
 }
 
 /// Refuses what no host can run.
@@ -242,6 +271,10 @@ fn check(spec: &RunSpec) -> Result<(), RunError> {
         .find(|(name, address)| format!("{name}{address}").contains(|c: char| c.is_whitespace() || c.is_control()))
     {
         return invalid(format!("`{}` can't be a line of /etc/hosts", format!("{name}:{address}").escape_debug()));
+    }
+    if let Some(limit) = spec.limits.iter().find(|limit| limit.hard.is_some_and(|hard| limit.soft.is_none_or(|soft| soft > hard)))
+    {
+        return invalid(format!("the soft limit of `{}` is above its hard limit", limit.resource.name()));
     }
     for mount in &spec.mounts {
         let target = &mount.target;
@@ -317,11 +350,16 @@ fn devices(spec: &RunSpec) -> Vec<Step> {
     let shm = tmpfs(&[("mode", "1777".to_owned()), ("size", spec.shm_size.to_string())], INERT);
     let mqueue = Virtual { kind: "mqueue".to_owned(), options: vec![], attributes: INERT };
     let mut steps = vec![Step::Standard { source: dev, target: "/dev".to_owned() }];
-    steps.extend(DEVICES.iter().map(|(path, major, minor)| Step::Device {
-        path: (*path).to_owned(),
-        major: *major,
-        minor: *minor,
-    }));
+    let mut known = DEVICES.to_vec();
+    if spec.security == Security::Insecure {
+        steps.push(Step::Directory { path: "/dev/net".to_owned() });
+        known.extend(MORE_DEVICES);
+    }
+    let device = |(path, major, minor): (&str, u32, u32)| Step::Device { path: path.to_owned(), major, minor };
+    steps.extend(known.into_iter().map(device));
+    if spec.security == Security::Insecure {
+        steps.extend((0..LOOP_DEVICES).map(|minor| Step::Device { path: format!("/dev/loop{minor}"), major: 7, minor }));
+    }
     steps.extend(DEVICE_LINKS.iter().map(|(path, to)| Step::Link { path: (*path).to_owned(), to: (*to).to_owned() }));
     for (path, source) in [("/dev/pts", pts), ("/dev/shm", shm), ("/dev/mqueue", mqueue)] {
         steps.push(Step::Directory { path: path.to_owned() });
@@ -335,8 +373,13 @@ fn tmpfs(options: &[(&str, String)], attributes: Attributes) -> Virtual {
     Virtual { kind: "tmpfs".to_owned(), options, attributes }
 }
 
-fn system(host: &Host) -> Vec<Step> {
-    let sys = Virtual { kind: "sysfs".to_owned(), options: vec![], attributes: INERT_READONLY };
+fn system(spec: &RunSpec, host: &Host) -> Vec<Step> {
+    let insecure = spec.security == Security::Insecure;
+    let attributes = if insecure { INERT } else { INERT_READONLY };
+    let sys = Virtual { kind: "sysfs".to_owned(), options: vec![], attributes };
+    if insecure {
+        return vec![Step::Standard { source: sys, target: "/sys".to_owned() }];
+    }
     let mut steps = vec![Step::Standard { source: sys, target: "/sys".to_owned() }];
     // The group tree itself is not shown: a build has no use for it, and a mount that isn't there can't be made writable.
     steps.push(Step::Mask { path: "/sys/fs/cgroup".to_owned() });
@@ -358,7 +401,7 @@ fn names(spec: &RunSpec, host: &Host) -> Vec<Step> {
         .into_iter()
         .flat_map(|(name, data)| {
             [
-                Step::ScratchFile { name: name.to_owned(), data, mode: 0o644 },
+                Step::ScratchFile { name: name.to_owned(), data, mode: 0o644, uid: 0, gid: 0 },
                 Step::Mount {
                     source: Source::Scratch(name.to_owned()),
                     subpath: OsString::new(),
@@ -382,9 +425,9 @@ fn extra_mount(index: usize, mount: &crate::spec::Mount, host: &Host) -> Vec<Ste
             options.extend(size.map(|size| ("size", size.to_string())));
             Source::Virtual(tmpfs(&options, PLAIN))
         }
-        MountSource::File { data, mode } => {
+        MountSource::File { data, mode, uid, gid } => {
             let name = format!("file-{index}");
-            steps.push(Step::ScratchFile { name: name.clone(), data: data.clone(), mode: *mode });
+            steps.push(Step::ScratchFile { name: name.clone(), data: data.clone(), mode: *mode, uid: *uid, gid: *gid });
             Source::Scratch(name)
         }
     };
@@ -405,7 +448,8 @@ impl fmt::Display for Step {
             Step::Hostname(name) => write!(f, "set the host name `{name}`"),
             Step::LoopbackUp => f.write_str("switch the loopback interface on"),
             Step::Scratch { at } => write!(f, "mount scratch space on `{}`", at.display()),
-            Step::ScratchFile { name, mode, .. } => write!(f, "write scratch file `{name}` ({mode:o})"),
+            Step::ScratchFile { name, mode, uid: 0, gid: 0, .. } => write!(f, "write scratch file `{name}` ({mode:o})"),
+            Step::ScratchFile { name, mode, uid, gid, .. } => write!(f, "write scratch file `{name}` ({mode:o} {uid}:{gid})"),
             Step::Root { source, .. } => write!(f, "mount {source} as the root file system"),
             Step::MountPoint { target } => write!(f, "make the mount point `{target}`"),
             Step::Standard { source, target } => write!(f, "mount {source} on `{target}`"),

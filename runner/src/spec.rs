@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 /// One command and the world that it sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunSpec {
@@ -32,6 +34,8 @@ pub struct RunSpec {
     pub pids: u64,
     /// How tight the sandbox is.
     pub security: Security,
+    /// Limits of single processes besides the usual ones; of two for one resource the later counts.
+    pub limits: Vec<Limit>,
 }
 
 impl RunSpec {
@@ -53,6 +57,7 @@ impl RunSpec {
             shm_size: 64 << 20,
             pids: 16_384,
             security: Security::Sandbox,
+            limits: Vec::new(),
         }
     }
 }
@@ -94,6 +99,71 @@ pub enum Security {
     Sandbox,
     /// Podman's 11 default capabilities, and `no_new_privs`.
     Hardened,
+    /// Hardly at all: every capability that kiln has, all system calls, nothing of `/proc` and `/sys` hidden or read-only, and the
+    /// devices that virtual machines, tunnels and loop mounts need. The command can take the machine over.
+    Insecure,
+}
+
+/// How much of something one process may use (`setrlimit(2)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// Of what.
+    pub resource: Resource,
+    /// What counts at first; `None` is no limit.
+    pub soft: Option<u64>,
+    /// Up to which the command may raise that; `None` is no limit.
+    pub hard: Option<u64>,
+}
+
+/// What a [`Limit`] is about, by the kernel's names, in the kernel's units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "setrlimit(2) explains each under its name")]
+pub enum Resource {
+    Core,
+    Cpu,
+    Data,
+    Fsize,
+    Locks,
+    Memlock,
+    Msgqueue,
+    Nice,
+    Nofile,
+    Nproc,
+    Rss,
+    Rtprio,
+    Rttime,
+    Sigpending,
+    Stack,
+}
+
+impl Resource {
+    const ALL: [(&'static str, Resource); 15] = [
+        ("core", Resource::Core),
+        ("cpu", Resource::Cpu),
+        ("data", Resource::Data),
+        ("fsize", Resource::Fsize),
+        ("locks", Resource::Locks),
+        ("memlock", Resource::Memlock),
+        ("msgqueue", Resource::Msgqueue),
+        ("nice", Resource::Nice),
+        ("nofile", Resource::Nofile),
+        ("nproc", Resource::Nproc),
+        ("rss", Resource::Rss),
+        ("rtprio", Resource::Rtprio),
+        ("rttime", Resource::Rttime),
+        ("sigpending", Resource::Sigpending),
+        ("stack", Resource::Stack),
+    ];
+
+    /// The resource of a lower-case name without `RLIMIT_`, as `docker build --ulimit` takes it.
+    pub fn from_name(name: &str) -> Option<Resource> {
+        Resource::ALL.iter().find(|(known, _)| *known == name).map(|(_, resource)| *resource)
+    }
+
+    /// That name.
+    pub fn name(self) -> &'static str {
+        Resource::ALL[self as usize].0
+    }
 }
 
 /// One mount besides the standard ones.
@@ -131,12 +201,16 @@ pub enum MountSource {
         /// Most bytes it holds; `None` is the kernel's default.
         size: Option<u64>,
     },
-    /// A file with this content that exists nowhere on disk, owned by root.
+    /// A file with this content that exists nowhere on disk.
     File {
         /// The content.
         data: Vec<u8>,
         /// Permission bits.
         mode: u32,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
     },
 }
 

@@ -132,6 +132,18 @@ pub(crate) struct BuildArgs {
     /// Shared memory size for RUN
     #[arg(long, value_name = "BYTES")]
     pub(crate) shm_size: Option<String>,
+    /// Limit what a process of RUN may use (format: `nofile=1024:4096`)
+    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
+    pub(crate) ulimit: Vec<String>,
+    /// Secret to expose to the build (format: `id=mysecret[,src=/local/secret]`)
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) secret: Vec<String>,
+    /// SSH agent socket to expose to the build (format: `default|id[=SOCKET]`)
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) ssh: Vec<String>,
+    /// Allow extra privileged entitlement (security.insecure)
+    #[arg(long, value_name = "ENTITLEMENT")]
+    pub(crate) allow: Vec<String>,
     #[command(flatten)]
     pub(crate) ignored: IgnoredBuildArgs,
     #[command(flatten)]
@@ -181,10 +193,6 @@ pub(crate) struct IgnoredBuildArgs {
 #[derive(Debug, Args, Default)]
 pub(crate) struct LaterBuildArgs {
     #[arg(long, hide = true)]
-    pub(crate) secret: Vec<String>,
-    #[arg(long, hide = true)]
-    pub(crate) ssh: Vec<String>,
-    #[arg(long, hide = true)]
     pub(crate) build_context: Vec<String>,
     #[arg(long, hide = true)]
     pub(crate) annotation: Vec<String>,
@@ -194,10 +202,6 @@ pub(crate) struct LaterBuildArgs {
     pub(crate) provenance: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) sbom: Option<String>,
-    #[arg(long, hide = true)]
-    pub(crate) allow: Vec<String>,
-    #[arg(long, hide = true)]
-    pub(crate) ulimit: Vec<String>,
     #[arg(long, hide = true)]
     pub(crate) call: Option<String>,
     #[arg(long, hide = true)]
@@ -210,16 +214,11 @@ impl LaterBuildArgs {
         let wanted =
             |value: &Option<String>| value.as_deref().is_some_and(|value| !matches!(value, "false" | "0" | "disabled=true"));
         let rows = [
-            ("--secret", !self.secret.is_empty()),
-            ("--ssh", !self.ssh.is_empty()),
             ("--build-context", !self.build_context.is_empty()),
             ("--annotation", !self.annotation.is_empty()),
             ("--attest", !self.attest.is_empty()),
             ("--provenance", wanted(&self.provenance)),
             ("--sbom", wanted(&self.sbom)),
-            // The host's network needs no permission here.
-            ("--allow", self.allow.iter().any(|what| what != "network.host")),
-            ("--ulimit", !self.ulimit.is_empty()),
             ("--call", self.call.as_deref().is_some_and(|call| call != "build")),
             ("--check", self.check),
         ];

@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 use super::args::BuildArgs;
 use super::environment::Environment;
 use super::exit::Exit;
+use super::grants::{grants, limit};
 use super::human;
 use super::progress::Mode;
 use super::report::{Failure, warn, write_stdout};
@@ -140,6 +141,8 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
             .as_deref()
             .map(|text| human::parse_size(text).ok_or_else(|| Failure::usage(format!("invalid size `{text}` for --shm-size"))))
             .transpose()?,
+        limits: args.ulimit.iter().map(|text| limit(text)).collect::<Result<_, _>>()?,
+        grants: grants(args, environment)?,
         tags: exports.tags,
         push: exports.push,
         outputs: exports.outputs,
@@ -332,7 +335,7 @@ pub(crate) fn image_name(text: &str) -> Result<Reference, Failure> {
 }
 
 /// The fields of one line of CSV, in which `"a,b"` is one and `""` in quotes is a quote.
-fn csv_fields(line: &str) -> Vec<String> {
+pub(crate) fn csv_fields(line: &str) -> Vec<String> {
     let mut fields = vec![String::new()];
     let mut quoted = false;
     let mut chars = line.chars().peekable();

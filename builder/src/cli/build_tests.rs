@@ -16,6 +16,46 @@ fn meant(line: &str, environment: &[(&str, &str)], stdin: &[u8]) -> Result<Build
     })
 }
 
+#[test]
+fn secrets_and_limits() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "from a file\n").unwrap();
+    let file = file.display().to_string();
+    let environment: &[(&str, &str)] = &[("VAR", "from a variable"), ("EMPTY", "")];
+    let rows = [
+        (format!("id=a,src={file}"), "a", "from a file\n"),
+        (format!("type=file,id=a,source={file}"), "a", "from a file\n"),
+        (format!("id={file}"), file.as_str(), "from a file\n"),
+        ("id=a,env=VAR".to_owned(), "a", "from a variable"),
+        ("id=a,type=env,src=VAR".to_owned(), "a", "from a variable"),
+        ("id=VAR".to_owned(), "VAR", "from a variable"),
+        ("id=VAR,type=env".to_owned(), "VAR", "from a variable"),
+        ("id=EMPTY".to_owned(), "EMPTY", ""),
+        ("id=a,env=UNSET".to_owned(), "a", ""),
+    ];
+    for (spec, id, want) in rows {
+        let request = meant(&format!("--secret {spec} /"), environment, b"").unwrap();
+        let got = request.grants.secrets.get(id).unwrap_or_else(|| panic!("{spec}: {request:?}"));
+        assert_eq!(got.reveal(), want.as_bytes(), "{spec}");
+        assert!(!format!("{request:?}").contains("from a"), "{spec}");
+    }
+    let limits =
+        meant("--ulimit nofile=1:2 --ulimit core=-1 --ulimit nproc=5 --allow security.insecure,network.host /", &[], b"");
+    let limits = limits.unwrap();
+    let found: Vec<_> = limits.limits.iter().map(|limit| (limit.resource.name(), limit.soft, limit.hard)).collect();
+    assert_eq!(found, [("nofile", Some(1), Some(2)), ("core", None, None), ("nproc", Some(5), Some(5))]);
+    assert!(limits.grants.insecure);
+    let socket = folder.path().join("agent");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let named = socket.display().to_string();
+    let request = meant(&format!("--ssh default --ssh git={named} /"), &[("SSH_AUTH_SOCK", &named)], b"").unwrap();
+    assert_eq!(
+        request.grants.agents.into_iter().collect::<Vec<_>>(),
+        [("default".into(), socket.clone()), ("git".into(), socket)]
+    );
+}
+
 /// What is typed, the environment, and what must hold of the request.
 type Row = (&'static str, &'static [(&'static str, &'static str)], Box<dyn Fn(&BuildRequest) -> bool>);
 
@@ -96,9 +136,23 @@ fn mistakes() {
         ("-o type=oci,dest=a,compression=zstd /", "`compression` in output"),
         ("-o type=nope /", "unknown output type `nope`"),
         ("-o type=oci -o type=docker,dest=- /", "two outputs have the same destination"),
-        ("--secret id=x /", "--secret is not supported yet"),
+        ("--secret src=x /", "a --secret has no id"),
+        ("--secret canary /", "invalid --secret: a field is no key=value pair"),
+        ("--secret id=x,value=canary /", "unexpected key `value` in --secret"),
+        ("--secret id=x,type=vault /", "unsupported type `vault` of --secret"),
+        ("--secret id=x,src=/nonexistent /", "cannot read the secret /nonexistent: No such file"),
+        ("--secret id=/nonexistent /", "cannot read the secret /nonexistent: No such file"),
+        ("--secret id=x,src=/dev/zero /", "the secret /dev/zero is too large"),
+        ("--ssh default /", "--ssh default: there is no ssh agent"),
+        ("--ssh default=/nonexistent /", "--ssh default: cannot use /nonexistent: No such file"),
+        ("--ssh git=/etc/passwd /", "--ssh git: /etc/passwd is not the socket of an agent"),
+        ("--ssh git=/a,/b /", "--ssh git: /a is not the socket of an agent"),
+        ("--ulimit nofile /", "invalid --ulimit `nofile`: it has no value"),
+        ("--ulimit files=1 /", "invalid --ulimit `files=1`: there is no such limit"),
+        ("--ulimit nofile=many /", "invalid --ulimit `nofile=many`: a limit is a number"),
+        ("--ulimit nofile=2:1 /", "invalid --ulimit `nofile=2:1`: the soft limit is above the hard one"),
         ("--provenance=max /", "--provenance is not supported yet"),
-        ("--allow security.insecure /", "--allow is not supported yet"),
+        ("--allow device /", "`--allow device` is not supported: it is one of network.host, security.insecure"),
         ("-f x -", "cannot use `-f x` when the Dockerfile comes from standard input"),
         ("--build-arg =x /", "invalid build argument `=x`"),
         ("--build-arg SOURCE_DATE_EPOCH=now /", "invalid SOURCE_DATE_EPOCH `now`"),

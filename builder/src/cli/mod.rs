@@ -6,6 +6,7 @@ mod build;
 mod clock;
 mod environment;
 pub(crate) mod exit;
+mod grants;
 mod human;
 mod images;
 mod inspect;

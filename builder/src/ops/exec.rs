@@ -1,17 +1,23 @@
 //! Hides how a RUN becomes a `RunSpec`: the one place where the store's and the runner's words meet.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use kiln_frontend::graph::{ExecOp, MountKind, NetworkMode, SecurityMode, Sharing};
-use kiln_runner::{Cancel, Mount, MountSource, Network, OverlayUpper, RootFs, RunError, RunSpec, Security, Status, run};
+use kiln_frontend::graph::{CacheMount, ExecOp, MountKind, NetworkMode, SecretMount, SecurityMode, Sharing, SshMount};
+use kiln_runner::{Cancel, Limit, Mount, MountSource, Network, OverlayUpper, RootFs, RunError, RunSpec, Security, Status, run};
 use kiln_store::mounts::MountGuard;
 use kiln_store::rootdir::{Attrs, RootDir};
 use kiln_store::{LayerId, Prepared};
 
+use crate::cache_key::Identity;
 use crate::engine::Engine;
 use crate::error::{Error, StepError};
 use crate::event::Task;
+use crate::grant::Grants;
+use crate::ops::agent::Forward;
+use crate::ops::seed::seed;
 
 /// How many bytes at the end of a command's output are shown again when it fails.
 const TAIL: usize = 8 << 10;
@@ -21,11 +27,25 @@ const TAIL: usize = 8 << 10;
 pub struct Setting<'a> {
     /// The size of `/dev/shm` in bytes.
     pub shm_size: Option<u64>,
+    /// Limits of single processes.
+    pub limits: &'a [Limit],
+    /// Secrets and agents.
+    pub grants: &'a Grants,
+    /// The build's clock.
+    pub clock: SystemTime,
     /// Ends the command early.
     pub cancel: &'a Cancel,
-    /// For each bind mount, and each cache mount that is seeded, in order: the layers that it shows, lowest first; `None` for
-    /// the empty root.
-    pub mounts: Vec<Option<LayerId>>,
+    /// For each bind mount, and each cache mount that is seeded, in order: what it shows.
+    pub mounts: Vec<Shown>,
+}
+
+/// The files of a context, a stage or an image.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// The topmost layer; `None` for the empty root.
+    pub layer: Option<LayerId>,
+    /// What its file tree is.
+    pub identity: Identity,
 }
 
 /// Runs the command on a fresh layer above `prepared`'s parents; the layer is complete when this returns.
@@ -43,19 +63,22 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
     };
     spec.security = match op.security {
         SecurityMode::Sandbox => Security::Sandbox,
-        SecurityMode::Insecure => {
-            return Err(step(RunError::Invalid { reason: "`--security=insecure` is not supported yet".to_owned() }));
-        }
+        SecurityMode::Insecure => Security::Insecure,
     };
+    spec.limits = setting.limits.to_vec();
     if let Some(size) = setting.shm_size {
         spec.shm_size = size;
     }
     let mut held = Held::default();
-    spec.mounts = mounts(engine, op, setting, &mut held)?;
+    spec.mounts = mounts(engine, op, setting, task, &mut held)?;
+    for (name, value) in held.env.drain(..) {
+        spec.env.retain(|(known, _)| *known != name);
+        spec.env.push((name, value));
+    }
     for file in &op.files {
         spec.mounts.push(Mount {
             target: PathBuf::from(file.path.as_os_str()),
-            source: MountSource::File { data: file.data.clone(), mode: file.mode },
+            source: MountSource::File { data: file.data.clone(), mode: file.mode, uid: 0, gid: 0 },
             subpath: PathBuf::new(),
             readonly: true,
         });
@@ -89,17 +112,20 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
 #[derive(Debug, Default)]
 struct Held {
     guards: Vec<MountGuard>,
+    agents: Vec<Forward>,
     scratch: Vec<Prepared>,
+    /// Secrets for the command's environment.
+    env: Vec<(OsString, OsString)>,
 }
 
-fn mounts(engine: &Engine, op: &ExecOp, setting: &Setting<'_>, held: &mut Held) -> Result<Vec<Mount>, Error> {
+fn mounts(engine: &Engine, op: &ExecOp, setting: &Setting<'_>, task: &Task, held: &mut Held) -> Result<Vec<Mount>, Error> {
     let mut shown = setting.mounts.iter();
     let mut out = Vec::new();
     for mount in &op.mounts {
         let target = PathBuf::from(mount.target.as_os_str());
         match &mount.kind {
             MountKind::Bind(bind) => {
-                let layer = shown.next().cloned().flatten();
+                let layer = shown.next().and_then(|shown| shown.layer.clone());
                 let prepared = engine.store.layers().prepare(layer.as_ref())?;
                 let mut lowers = prepared.lowers.clone();
                 // Writes are allowed and dropped, so they need a place; an empty root needs one to be a mount at all.
@@ -120,20 +146,8 @@ fn mounts(engine: &Engine, op: &ExecOp, setting: &Setting<'_>, held: &mut Held) 
                 });
             }
             MountKind::Cache(cache) => {
-                let sharing = match cache.sharing {
-                    Sharing::Shared => kiln_store::mounts::Sharing::Shared,
-                    Sharing::Private => kiln_store::mounts::Sharing::Private,
-                    Sharing::Locked => kiln_store::mounts::Sharing::Locked,
-                };
-                if cache.from.is_some() {
-                    shown.next();
-                    let reason = "a cache mount that is filled with `from` is not supported yet".to_owned();
-                    return Err(step(RunError::Invalid { reason }));
-                }
-                let guard = engine.store.mounts().acquire::<Error>(cache.id.as_bytes(), sharing, |folder| {
-                    let attrs = Attrs { uid: cache.uid, gid: cache.gid, mode: cache.mode, ..Attrs::default() };
-                    Ok(RootDir::open(folder)?.set_attrs_of_self(&attrs)?)
-                })?;
+                let seed = if cache.from.is_some() { shown.next() } else { None };
+                let guard = cache_folder(engine, cache, seed, setting, task)?;
                 out.push(Mount {
                     target,
                     source: MountSource::Bind { path: guard.path().to_owned() },
@@ -142,12 +156,81 @@ fn mounts(engine: &Engine, op: &ExecOp, setting: &Setting<'_>, held: &mut Held) 
                 });
                 held.guards.push(guard);
             }
+            MountKind::Secret(secret) => {
+                if let Some(source) = secret_file(secret, setting.grants, held)? {
+                    out.push(Mount { target, source, subpath: PathBuf::new(), readonly: true });
+                }
+            }
+            MountKind::Ssh(ssh) => {
+                if let Some(path) = agent_socket(engine, ssh, setting.grants, held)? {
+                    out.push(Mount { target, source: MountSource::Bind { path }, subpath: PathBuf::new(), readonly: true });
+                }
+            }
             MountKind::Tmpfs { size } => {
                 out.push(Mount { target, source: MountSource::Tmpfs { size: *size }, subpath: PathBuf::new(), readonly: false })
             }
         }
     }
     Ok(out)
+}
+
+/// The folder of a cache mount. One that is seeded is another than one that isn't, or is from other files.
+fn cache_folder(
+    engine: &Engine,
+    cache: &CacheMount,
+    from: Option<&Shown>,
+    setting: &Setting<'_>,
+    task: &Task,
+) -> Result<MountGuard, Error> {
+    let sharing = match cache.sharing {
+        Sharing::Shared => kiln_store::mounts::Sharing::Shared,
+        Sharing::Private => kiln_store::mounts::Sharing::Private,
+        Sharing::Locked => kiln_store::mounts::Sharing::Locked,
+    };
+    let id = match from {
+        Some(from) => format!("{} from {} of {}", cache.id, cache.source, from.identity),
+        None => cache.id.clone(),
+    };
+    engine.store.mounts().acquire::<Error>(id.as_bytes(), sharing, |folder: &Path| match from {
+        Some(from) => seed(engine, from.layer.as_ref(), &cache.source, folder, setting.clock, task),
+        None => {
+            let attrs = Attrs { uid: cache.uid, gid: cache.gid, mode: cache.mode, ..Attrs::default() };
+            Ok(RootDir::open(folder)?.set_attrs_of_self(&attrs)?)
+        }
+    })
+}
+
+/// The file that shows a secret, if one is to; its environment variable goes to `held`.
+fn secret_file(mount: &SecretMount, grants: &Grants, held: &mut Held) -> Result<Option<MountSource>, Error> {
+    let Some(secret) = grants.secrets.get(&mount.id) else {
+        return match mount.required {
+            true => Err(Error::Unplaced(Box::new(StepError::NoSecret { id: mount.id.clone() }))),
+            false => Ok(None),
+        };
+    };
+    if let Some(name) = &mount.env {
+        held.env.push((name.into(), OsStr::from_bytes(secret.reveal()).to_owned()));
+    }
+    let SecretMount { mode, uid, gid, .. } = *mount;
+    Ok(mount.file.then(|| MountSource::File { data: secret.reveal().to_vec(), mode, uid, gid }))
+}
+
+/// A socket that leads to the agent, if there is one.
+fn agent_socket(engine: &Engine, mount: &SshMount, grants: &Grants, held: &mut Held) -> Result<Option<PathBuf>, Error> {
+    let Some(agent) = grants.agents.get(&mount.id) else {
+        return match mount.required {
+            true => Err(Error::Unplaced(Box::new(StepError::NoAgent { id: mount.id.clone() }))),
+            false => Ok(None),
+        };
+    };
+    // In a draft of the store, for that is removed whatever becomes of this process.
+    let scratch = engine.store.layers().prepare(None)?;
+    let forward = Forward::start(&scratch.upper, agent, mount.mode, mount.uid, mount.gid)
+        .map_err(|cause| Error::Unplaced(Box::new(StepError::Agent { id: mount.id.clone(), cause })))?;
+    let path = forward.path().to_owned();
+    held.agents.push(forward);
+    held.scratch.push(scratch);
+    Ok(Some(path))
 }
 
 fn step(error: RunError) -> Error {

@@ -16,7 +16,7 @@ mod walk;
 
 use std::path::PathBuf;
 
-use kiln_frontend::graph::WorkdirOp;
+use kiln_frontend::graph::{CopyFrom, CopyOp, CopySource, WorkdirOp};
 use kiln_frontend::ignore::IgnoreError;
 use kiln_oci::path::ImagePath;
 use kiln_store::layer::upper::{UpperError, UpperWriter};
@@ -29,6 +29,26 @@ use crate::context::ContextError;
 pub use copy::{CopyStats, copy};
 pub use select::selection_key;
 pub use source::SourceTree;
+
+/// A COPY of `path` to the same place on an empty root: what a mount shows of the context, and what a cache is filled with.
+pub fn whole(path: &ImagePath) -> CopyOp {
+    CopyOp {
+        parent: None,
+        from: CopyFrom::Context,
+        sources: vec![CopySource::Path(String::from_utf8_lossy(path.as_bytes()).into_owned())],
+        dest: path.clone(),
+        dest_is_dir: false,
+        chown: None,
+        chmod: None,
+        link: false,
+        parents: false,
+        exclude: Vec::new(),
+        is_add: false,
+        unpack: None,
+        checksum: None,
+        keep_git_dir: None,
+    }
+}
 
 /// Why a COPY, ADD or WORKDIR can't be done.
 #[derive(Debug, thiserror::Error)]

@@ -8,12 +8,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use kiln_oci::digest::Digest;
 use kiln_store::{CacheRecord, Store};
 use reqwest::blocking::{Client, Response};
-use reqwest::header::{CONTENT_LENGTH, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LOCATION};
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LOCATION,
+};
 use reqwest::redirect::Policy;
 use reqwest::{StatusCode, Url};
 use serde::{Deserialize, Serialize};
 
 use crate::cache_key::memo_key;
+use crate::grant::{Grants, Secret};
 
 const MAX_REDIRECTS: usize = 5;
 /// For one step of the exchange: to connect, to get a header, to get more of the body.
@@ -131,7 +134,7 @@ struct Memory {
 }
 
 /// Fetches `url` into the blobs of `store`. What was fetched before is asked for conditionally, and with a `checksum` that it
-/// has not at all. `progress` is told the bytes so far, and the total if the server says it.
+/// has not at all. `grants` may hold the credentials. `progress` is told the bytes so far, and the total if the server says it.
 ///
 /// # Errors
 /// [`HttpError`].
@@ -139,6 +142,7 @@ pub fn fetch(
     url: &str,
     store: &Store,
     checksum: Option<&Digest>,
+    grants: &Grants,
     progress: &dyn Fn(u64, Option<u64>),
 ) -> Result<Fetched, HttpError> {
     let address = Url::parse(url).ok().filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host());
@@ -160,7 +164,8 @@ pub fn fetch(
     {
         return Ok(fetched(*digest, memory.size, memory.last_modified.as_deref()));
     }
-    let response = ask(&address, &shown, known.as_ref().map(|(_, memory)| memory))?;
+    let authorization = authorization(&address, grants);
+    let response = ask(&address, &shown, known.as_ref().map(|(_, memory)| memory), authorization.as_ref())?;
     if response.status() == StatusCode::NOT_MODIFIED
         && let Some((digest, memory)) = &known
     {
@@ -196,8 +201,18 @@ fn recall(store: &Store, key: &kiln_store::CacheKey) -> Result<Option<(Digest, M
     Ok(store.blobs().has_sized(&digest, memory.size).then_some((digest, memory)))
 }
 
-/// Asks for `address` and follows redirects.
-fn ask(address: &Url, shown: &str, known: Option<&Memory>) -> Result<Response, HttpError> {
+/// The header that the secrets have for a server. What the address itself says comes first.
+fn authorization(address: &Url, grants: &Grants) -> Option<HeaderValue> {
+    let host = address.host_str().filter(|_| address.username().is_empty() && address.password().is_none())?;
+    let port = address.port_or_known_default().unwrap_or(80);
+    let header = grants.authorization(&[format!("{host}:{port}"), host.to_owned()])?;
+    let mut header = HeaderValue::from_bytes(Secret::reveal(&header)).ok()?;
+    header.set_sensitive(true);
+    Some(header)
+}
+
+/// Asks for `address` and follows redirects; other servers than the first don't get `authorization`.
+fn ask(address: &Url, shown: &str, known: Option<&Memory>, authorization: Option<&HeaderValue>) -> Result<Response, HttpError> {
     let mut at = address.clone();
     let mut pinned: Option<(String, Vec<SocketAddr>)> = None;
     for _ in 0..=MAX_REDIRECTS {
@@ -211,6 +226,9 @@ fn ask(address: &Url, shown: &str, known: Option<&Memory>) -> Result<Response, H
             client = client.resolve_to_addrs(host, addresses);
         }
         let mut request = client.build().map_err(exchange)?.get(at.clone());
+        if let Some(header) = authorization.filter(|_| at.origin() == address.origin()) {
+            request = request.header(AUTHORIZATION, header);
+        }
         if let Some(memory) = known {
             if let Some(etag) = &memory.etag {
                 request = request.header(IF_NONE_MATCH, etag);

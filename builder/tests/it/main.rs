@@ -11,5 +11,6 @@ mod errors;
 mod interop;
 mod interrupted;
 mod language;
+mod mounts;
 mod registry;
 mod support;

@@ -208,6 +208,17 @@ fn check(m: &MountSpec) -> Result<(), Diagnostic> {
             return error("both source and id can't be set".to_owned());
         }
     }
+    if m.kind == MountType::Secret && m.env.as_deref() == Some("") {
+        return error("invalid value for env: a variable needs a name".to_owned());
+    }
+    if m.kind == MountType::Ssh {
+        if !m.from.is_empty() {
+            return error("ssh mount should not have a from".to_owned());
+        }
+        if !m.source.is_empty() {
+            return error("ssh mount does not support source".to_owned());
+        }
+    }
     if m.sharing.is_some() && m.kind != MountType::Cache {
         return error(format!("invalid cache sharing set for {} mount", m.kind.name()));
     }
@@ -328,6 +339,9 @@ mod tests {
             ("type=secret", "invalid secret mount. one of source, target required"),
             ("type=secret,id=a,source=b", "both source and id can't be set"),
             ("type=secret,id=a,from=b", "secret mount should not have a from"),
+            ("type=secret,id=a,env=", "invalid value for env: a variable needs a name"),
+            ("type=ssh,from=b", "ssh mount should not have a from"),
+            ("type=ssh,source=b", "ssh mount does not support source"),
             ("\"target=/x", "failed to parse csv mounts: extraneous or missing \" in quoted-field"),
         ];
         for (text, want) in rows {

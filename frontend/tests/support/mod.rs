@@ -144,6 +144,16 @@ pub fn dump(build: &Build) -> String {
                         }
                         MountKind::Cache(c) => format!("cache:{}:{:?}:{:o}:{}:{}", c.id, c.sharing, c.mode, c.uid, c.gid),
                         MountKind::Tmpfs { size } => format!("tmpfs:{}", size.unwrap_or(0)),
+                        MountKind::Secret(s) => {
+                            let shown = [s.file.then(|| "file".to_owned()), s.env.clone()];
+                            let shown: Vec<String> = shown.into_iter().flatten().collect();
+                            let required = if s.required { ":required" } else { "" };
+                            format!("secret:{}:{}:{:o}:{}:{}{required}", s.id, shown.join("+"), s.mode, s.uid, s.gid)
+                        }
+                        MountKind::Ssh(s) => {
+                            let required = if s.required { ":required" } else { "" };
+                            format!("ssh:{}:{:o}:{}:{}{required}", s.id, s.mode, s.uid, s.gid)
+                        }
                     };
                     let _ = write!(text, " mount={}:{kind}", mount.target);
                 }

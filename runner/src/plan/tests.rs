@@ -1,7 +1,7 @@
 //! Plans, read as text.
 
 use super::*;
-use crate::spec::{Mount, OverlayUpper};
+use crate::spec::{Limit, Mount, OverlayUpper};
 
 /// A host that is none.
 fn root_host() -> Host {
@@ -172,7 +172,7 @@ fn extra_mounts() {
                 false,
             ),
             mount("/t", MountSource::Tmpfs { size: Some(4096) }, false),
-            mount("/run/secrets/k", MountSource::File { data: b"s".to_vec(), mode: 0o400 }, true),
+            mount("/run/secrets/k", MountSource::File { data: b"s".to_vec(), mode: 0o400, uid: 0, gid: 5 }, true),
         ]
     });
     assert_eq!(
@@ -182,10 +182,67 @@ fn extra_mounts() {
             "+ mount an overlay of 1 layer at `/a/b` ro nodev on `/ctx`",
             "+ mount an overlay of 1 layer and `/u` nodev on `/rw`",
             "+ mount tmpfs mode=1777 size=4096 nodev on `/t`",
-            "+ write scratch file `file-4` (400)",
+            "+ write scratch file `file-4` (400 0:5)",
             "+ mount scratch file `file-4` ro nodev on `/run/secrets/k`",
         ]
     );
+}
+
+#[test]
+fn insecure() {
+    let seen = difference(|spec| spec.security = Security::Insecure);
+    let masked = |line: &&String| !line.starts_with("- mask") && !line.starts_with("- make `/proc");
+    let rest: Vec<&str> = seen.iter().filter(masked).map(String::as_str).collect();
+    let mut expected = vec![
+        "- mount sysfs ro nosuid nodev noexec on `/sys`",
+        "- capabilities a80425fb, no_new_privs false",
+        "+ make the directory `/dev/net`",
+        "+ make the device `/dev/kmsg` (1:11)",
+        "+ make the device `/dev/cuse` (10:203)",
+        "+ make the device `/dev/fuse` (10:229)",
+        "+ make the device `/dev/kvm` (10:232)",
+        "+ make the device `/dev/loop-control` (10:237)",
+        "+ make the device `/dev/net/tun` (10:200)",
+    ];
+    let loops: Vec<String> = (0..8).map(|minor| format!("+ make the device `/dev/loop{minor}` (7:{minor})")).collect();
+    expected.extend(loops.iter().map(String::as_str));
+    expected.extend(["+ mount sysfs nosuid nodev noexec on `/sys`", "+ capabilities ffffffffffffffff, no_new_privs false"]);
+    assert_eq!(rest, expected);
+    assert!(seen.len() > rest.len(), "nothing is masked");
+    let filtered = |security| {
+        let spec = RunSpec { security, ..spec() };
+        plan(&spec, &root_host()).unwrap().command.filtered
+    };
+    assert_eq!([Security::Sandbox, Security::Hardened, Security::Insecure].map(filtered), [true, true, false]);
+}
+
+#[test]
+fn limits() {
+    let limit = |soft, hard| Limit { resource: Resource::Nofile, soft, hard };
+    for (limit, possible) in [
+        (limit(Some(1), Some(2)), true),
+        (limit(Some(2), Some(2)), true),
+        (limit(Some(3), None), true),
+        (limit(None, None), true),
+        (limit(Some(3), Some(2)), false),
+        (limit(None, Some(2)), false),
+    ] {
+        let made = plan(&RunSpec { limits: vec![limit], ..spec() }, &root_host());
+        match made {
+            Ok(plan) => assert_eq!(plan.command.limits, [(Resource::Nofile, limit.soft, limit.hard)]),
+            Err(error) => {
+                assert_eq!(error.to_string(), "the soft limit of `nofile` is above its hard limit");
+                assert!(!possible, "{limit:?}");
+                continue;
+            }
+        }
+        assert!(possible, "{limit:?}");
+    }
+    let names = ["core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio"];
+    for name in names.into_iter().chain(["rttime", "sigpending", "stack"]) {
+        assert_eq!(Resource::from_name(name).map(Resource::name), Some(name));
+    }
+    assert_eq!(Resource::from_name("as"), None);
 }
 
 #[test]

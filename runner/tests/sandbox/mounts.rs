@@ -77,16 +77,30 @@ pub fn tmpfs() {
 
 pub fn inline_files() {
     let mut step = Step::new();
-    let file = |data: &str, mode| MountSource::File { data: data.as_bytes().to_vec(), mode };
+    let file = |data: &str, mode| MountSource::File { data: data.as_bytes().to_vec(), mode, uid: 7, gid: 8 };
     step.spec.mounts = vec![
         mount("/dev/pipes/EOF", file("#!/bin/sh\necho from a pipe\n", 0o755)),
         Mount { readonly: true, ..mount("/run/secrets/key", file("secret\n", 0o400)) },
     ];
     assert_eq!(
         step.sh("/dev/pipes/EOF; cat /run/secrets/key; stat -c '%a %u:%g' /run/secrets/key").ok(),
-        "from a pipe\nsecret\n400 0:0\n"
+        "from a pipe\nsecret\n400 7:8\n"
     );
     assert_eq!(step.changes(), [""; 0]);
+}
+
+/// C90: what is in such a file does not get to the disk by way of swap.
+pub fn inline_files_are_not_swapped() {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split('.').map_while(|part| part.parse::<u32>().ok());
+    if (numbers.next(), numbers.next()) < (Some(6), Some(4)) {
+        return println!("skipped: Linux {release} can't keep a memory file system from swap");
+    }
+    let mut step = Step::new();
+    let file = MountSource::File { data: b"secret".to_vec(), mode: 0o400, uid: 0, gid: 0 };
+    step.spec.mounts = vec![Mount { readonly: true, ..mount("/run/secrets/key", file) }];
+    let mounts = step.sh("grep ' /run/secrets/key tmpfs ' /proc/mounts").ok();
+    assert!(mounts.contains(" ro,") && mounts.contains("noswap"), "{mounts}");
 }
 
 /// C02, C20: a path below the source never leads out of it.

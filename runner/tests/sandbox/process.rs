@@ -117,6 +117,19 @@ pub fn no_controlling_terminal() {
     assert!(ran.err.contains("No such device or address"), "{ran:?}");
 }
 
+pub fn limits_that_are_asked_for() {
+    use kiln_runner::{Limit, Resource};
+    let mut step = Step::new().with(|spec| {
+        spec.limits = vec![
+            Limit { resource: Resource::Nofile, soft: Some(100), hard: Some(200) },
+            Limit { resource: Resource::Core, soft: None, hard: None },
+            Limit { resource: Resource::Nofile, soft: Some(300), hard: Some(400) },
+        ];
+    });
+    assert_eq!(step.sh("ulimit -Sn; ulimit -Hn; ulimit -c").ok(), "300\n400\nunlimited\n");
+    assert_eq!(step.with(|spec| spec.user = "bob".into()).sh("ulimit -Hn").ok(), "400\n");
+}
+
 pub fn limits() {
     let out = Step::new().sh("ulimit -Sn; ulimit -c; ulimit -Hn").ok();
     let lines: Vec<&str> = out.lines().collect();

@@ -39,6 +39,28 @@ pub fn hardened() {
     assert!(out.contains("CapBnd:00000000800405fb") && out.contains("NoNewPrivs:1"), "{out}");
 }
 
+/// All that kiln itself may do, and nothing hidden.
+pub fn insecure() {
+    let mut step = Step::new().with(|spec| spec.security = Security::Insecure);
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let held = own.lines().find_map(|line| line.strip_prefix("CapPrm:")).unwrap().trim();
+    let out = step.sh(CAPS).ok();
+    for expected in [format!("CapPrm:{held}"), format!("CapEff:{held}"), "Seccomp:0".to_owned(), "NoNewPrivs:0".to_owned()] {
+        assert!(out.contains(&expected), "{expected} in {out}");
+    }
+    assert_eq!(step.sh("mkdir /m && mount -t tmpfs none /m && mount | grep -c ' /m '").ok(), "1\n");
+    assert_eq!(
+        step.sh(
+            "test -n \"$(head -c 1 /proc/interrupts)\" && test -w /proc/sys/kernel/hostname && test -c /dev/kmsg && echo yes"
+        )
+        .ok(),
+        "yes\n"
+    );
+    assert_eq!(Step::new().sh("mount -t tmpfs none /tmp 2> /dev/null || echo no").ok(), "no\n");
+    let bob = Step::new().with(|spec| (spec.security, spec.user) = (Security::Insecure, "bob".into())).sh(CAPS).ok();
+    assert!(bob.contains("CapEff:0000000000000000"), "{bob}");
+}
+
 /// Part 4c, by calls that the kernel really gets.
 #[cfg(target_arch = "x86_64")]
 pub fn system_calls() {

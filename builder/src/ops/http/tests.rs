@@ -55,7 +55,7 @@ fn store() -> (tempfile::TempDir, Store) {
 }
 
 fn get(url: &str, store: &Store) -> Result<Fetched, HttpError> {
-    fetch(url, store, None, &|_, _| {})
+    fetch(url, store, None, &Grants::default(), &|_, _| {})
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn what_did_not_change_is_not_sent_again() {
     }
     // With its digest known there's nothing to ask.
     let digest = Digest::of(b"one");
-    fetch(&server.url("/etag"), &store, Some(&digest), &|_, _| {}).unwrap();
+    fetch(&server.url("/etag"), &store, Some(&digest), &Grants::default(), &|_, _| {}).unwrap();
     assert_eq!(server.asked(), Vec::<String>::new());
     // What was forgotten is fetched anew.
     store.blobs().discard(&digest).unwrap();
@@ -128,7 +128,7 @@ fn what_goes_wrong_is_named() {
         }
     }
     let wrong = Digest::of(b"something else");
-    let error = fetch(&server.url("/x"), &store, Some(&wrong), &|_, _| {}).unwrap_err();
+    let error = fetch(&server.url("/x"), &store, Some(&wrong), &Grants::default(), &|_, _| {}).unwrap_err();
     assert!(matches!(error, HttpError::Checksum { .. }), "{error}");
 }
 
@@ -141,7 +141,9 @@ fn redirects_are_followed_and_progress_is_told() {
     }));
     let (_temp, store) = store();
     let seen = Mutex::new(Vec::new());
-    let fetched = fetch(&server.url("/1"), &store, None, &|done, total| seen.lock().unwrap().push((done, total))).unwrap();
+    let fetched =
+        fetch(&server.url("/1"), &store, None, &Grants::default(), &|done, total| seen.lock().unwrap().push((done, total)))
+            .unwrap();
     assert_eq!((&fetched.name[..], fetched.size), (&b"1"[..], 7));
     assert_eq!(*seen.lock().unwrap(), [(0, Some(7)), (7, Some(7))]);
 }
@@ -199,4 +201,44 @@ fn dates_are_read() {
     ] {
         assert_eq!(http_date(text), expected.map(|s| UNIX_EPOCH + Duration::from_secs(s)), "{text}");
     }
+}
+
+/// A secret reaches the server that it is for, and none that this one leads to.
+#[test]
+fn secrets_are_credentials_for_one_server() {
+    let (_temp, store) = store();
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let remember = |name: &'static str, location: String| {
+        let heads = Arc::clone(&heads);
+        Server::start(Box::new(move |path, head| {
+            let line = head.lines().find(|line| line.to_lowercase().starts_with("authorization:")).unwrap_or("none");
+            heads.lock().unwrap().push(format!("{name}{path} {line}"));
+            match path {
+                "/same" => response("302 Found", "Location: /end\r\n", ""),
+                "/away" => response("302 Found", &format!("Location: {location}\r\n"), ""),
+                _ => response("200 OK", "", path),
+            }
+        }))
+    };
+    let other = remember("other", String::new());
+    let first = remember("first", other.url("/end"));
+    let id = format!("HTTP_AUTH_TOKEN_{}", first.address);
+    let grants = Grants { secrets: [(id, Secret::new(b"tok\n".to_vec()))].into(), ..Grants::default() };
+    let user = first.url("/user").replace("http://", "http://me:pw@");
+    for url in [first.url("/same"), first.url("/away"), other.url("/plain"), user] {
+        fetch(&url, &store, None, &grants, &|_, _| {}).unwrap();
+    }
+    let heads = heads.lock().unwrap();
+    let lower: Vec<String> = heads.iter().map(|line| line.replace("Authorization", "authorization")).collect();
+    assert_eq!(
+        lower,
+        [
+            "first/same authorization: Bearer tok",
+            "first/end authorization: Bearer tok",
+            "first/away authorization: Bearer tok",
+            "other/end none",
+            "other/plain none",
+            "first/user authorization: Basic bWU6cHc=",
+        ]
+    );
 }

@@ -7,13 +7,21 @@ use super::super::text::run_command;
 use super::{Lowering, Outcome, Stage};
 use crate::diagnostic::Diagnostic;
 use crate::graph::{
-    BindMount, CacheMount, ExecOp, InlineFile, Input, Mount, MountFrom, MountKind, NetworkMode, Op, SecurityMode,
+    BindMount, CacheMount, ExecOp, InlineFile, Input, Mount, MountFrom, MountKind, NetworkMode, Op, SecretMount, SecurityMode,
+    SshMount,
 };
 use crate::heredoc::{Heredoc, summary};
 use crate::instruction::{CommandLine, MountSpec, MountType, Run, parse_mount};
 
 /// Variables that reach every command without being declared.
 const PROXIES: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
+
+/// Where secrets and agents' sockets are put that name no target.
+const SECRETS: &str = "/run/secrets";
+const AGENTS: &str = "/run/buildkit/ssh_agent";
+
+/// How a command finds its ssh agent.
+const AGENT_VARIABLE: &str = "SSH_AUTH_SOCK";
 
 /// Where here-documents that are programs are put.
 const PIPES: &str = "/dev/pipes";
@@ -54,10 +62,15 @@ impl Lowering<'_> {
             asked => asked,
         };
         let history = format!("RUN {} # buildkit", run_command(&args, &stage.args, &stage.env));
+        let mut env = stage.env.entries().to_vec();
+        let agent = mounts.iter().find(|mount| matches!(mount.kind, MountKind::Ssh(_)));
+        if let Some(agent) = agent.filter(|_| !env.iter().any(|(name, _)| name == AGENT_VARIABLE)) {
+            env.push((AGENT_VARIABLE.to_owned(), agent.target.to_string()));
+        }
         let op = ExecOp {
             parent: stage.parent,
             args,
-            env: stage.env.entries().to_vec(),
+            env,
             proxy_env: self.proxies(),
             cwd: stage.directory(),
             user: stage.config.config.user.clone(),
@@ -102,17 +115,22 @@ impl Lowering<'_> {
         for (text, source) in run.mounts.iter().zip(&command.sources) {
             let spec = parse_mount(text, &mut |value| self.word(stage, &command.instruction, value))?;
             let from = source.map(|node| self.root_of(node));
-            out.push(self.mount(stage, &spec, from)?);
+            let agents = out.iter().filter(|mount: &&Mount| matches!(mount.kind, MountKind::Ssh(_))).count();
+            out.push(self.mount(stage, &spec, from, agents)?);
         }
         Ok(out)
     }
 
-    /// `from` is the file system that the mount names, if it names one.
-    fn mount(&self, stage: &Stage, spec: &MountSpec, from: Option<Input>) -> Outcome<Mount> {
-        if let MountType::Secret | MountType::Ssh = spec.kind {
-            return Err(Diagnostic::error(format!("RUN --mount=type={} is not supported yet", spec.kind.name())));
-        }
-        let target = stage.directory().join(spec.target.as_bytes());
+    /// `from` is the file system that the mount names, if it names one; `agents` mounts of agents come before it.
+    fn mount(&self, stage: &Stage, spec: &MountSpec, from: Option<Input>, agents: usize) -> Outcome<Mount> {
+        let secret = secret_id(spec);
+        let target = match spec.kind {
+            _ if !spec.target.is_empty() => spec.target.clone(),
+            MountType::Secret => format!("{SECRETS}/{}", secret.rsplit('/').next().unwrap_or_default()),
+            MountType::Ssh => format!("{AGENTS}.{agents}"),
+            _ => String::new(),
+        };
+        let target = stage.directory().join(target.as_bytes());
         if target.is_root() {
             let error = Diagnostic::error(format!("invalid mount target {:?}", target.to_string()));
             return Err(error.with_hint("name a directory below `/` with `target=`"));
@@ -120,6 +138,22 @@ impl Lowering<'_> {
         let source = ImagePath::new(spec.source.as_bytes());
         let kind = match spec.kind {
             MountType::Tmpfs => MountKind::Tmpfs { size: spec.size.filter(|size| *size > 0) },
+            MountType::Secret => MountKind::Secret(SecretMount {
+                id: secret,
+                file: spec.env.is_none() || !spec.target.is_empty(),
+                env: spec.env.clone(),
+                mode: spec.mode.unwrap_or(0o400),
+                uid: spec.uid.unwrap_or(0),
+                gid: spec.gid.unwrap_or(0),
+                required: spec.required,
+            }),
+            MountType::Ssh => MountKind::Ssh(SshMount {
+                id: if spec.id.is_empty() { "default".to_owned() } else { spec.id.clone() },
+                mode: spec.mode.unwrap_or(0o600),
+                uid: spec.uid.unwrap_or(0),
+                gid: spec.gid.unwrap_or(0),
+                required: spec.required,
+            }),
             MountType::Cache => MountKind::Cache(CacheMount {
                 id: self.cache_id(spec, &target),
                 sharing: spec.sharing.unwrap_or_default(),
@@ -130,7 +164,7 @@ impl Lowering<'_> {
                 gid: spec.gid.unwrap_or(0),
                 readonly: spec.readonly,
             }),
-            _ => MountKind::Bind(BindMount {
+            MountType::Bind => MountKind::Bind(BindMount {
                 from: from.map_or(MountFrom::Context, MountFrom::Vertex),
                 source,
                 writable: !spec.readonly,
@@ -166,6 +200,15 @@ impl Lowering<'_> {
         }
         out
     }
+}
+
+/// Which secret a mount means: `source` and `id` are two names for the same thing, and the target's last part is a third.
+fn secret_id(spec: &MountSpec) -> String {
+    let named = if spec.source.is_empty() { &spec.id } else { &spec.source };
+    if !named.is_empty() {
+        return named.clone();
+    }
+    spec.target.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned()
 }
 
 /// Whether a build argument needs no `ARG` to be of use.

@@ -149,7 +149,7 @@ fn a_fetched_file_is_placed_or_unpacked() {
     });
     let mut lab = Lab::new();
     let store = kiln_store::Store::open(&lab.temp.path().join("store")).unwrap();
-    let fetched = [crate::ops::http::fetch(&url, &store, None, &|_, _| {}).unwrap()];
+    let fetched = [crate::ops::http::fetch(&url, &store, None, &crate::grant::Grants::default(), &|_, _| {}).unwrap()];
     for (line, expected) in [
         ("ADD /n", &["f n 600 0:0 TAR"][..]),
         ("ADD /n/", &["d n 755 0:0 @clock", "f n/some file 600 0:0 TAR"]),

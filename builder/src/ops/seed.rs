@@ -1,0 +1,37 @@
+//! Hides how a new cache mount gets its first content from a stage or an image (`RUN --mount=type=cache,from=…`).
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use kiln_oci::path::ImagePath;
+use kiln_store::LayerId;
+use kiln_store::layer::upper::UpperWriter;
+use kiln_store::layer::whiteout::WhiteoutStyle;
+use kiln_store::rootdir::RootDir;
+use kiln_store::view::View;
+
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::event::Task;
+use crate::ops::file::{self, SourceTree};
+
+/// Copies what `layer` has at `source` to the same place below `folder`, owners included. The layer's files must be there.
+pub fn seed(
+    engine: &Engine,
+    layer: Option<&LayerId>,
+    source: &ImagePath,
+    folder: &Path,
+    clock: SystemTime,
+    task: &Task,
+) -> Result<(), Error> {
+    let dirs = match layer {
+        Some(layer) => engine.store.layers().lowers(layer)?,
+        None => Vec::new(),
+    };
+    let view = View::new(dirs)?;
+    let mut upper = UpperWriter::new(RootDir::open(folder)?, View::empty(), WhiteoutStyle::default())?;
+    let mut warn = |text: String| task.warn(text);
+    file::copy(&file::whole(source), &SourceTree::View(&view), &View::empty(), &mut upper, &[], clock, &mut warn)?;
+    upper.finish()?;
+    Ok(())
+}
