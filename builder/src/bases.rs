@@ -16,6 +16,7 @@ use crate::cache_key::{Identity, memo_key};
 use crate::engine::Engine;
 use crate::error::{Error, ImageError};
 use crate::event::Task;
+use crate::export::layout::{self, Layouts};
 
 /// An image whose manifest and configuration are in the store, and whose layers are known by record.
 #[derive(Debug, Clone)]
@@ -46,6 +47,8 @@ pub struct Missing {
 pub struct ResolvedBases {
     /// For the frontend.
     pub known: Bases,
+    /// Where to look before any registry.
+    pub(crate) layouts: Layouts,
     images: Vec<(Reference, Platform, Image)>,
 }
 
@@ -57,10 +60,15 @@ impl ResolvedBases {
 
     /// Resolves what the frontend asked for, side by side.
     pub fn resolve(&mut self, engine: &Engine, requests: &[BaseRequest], pull: bool) -> Result<(), Box<Missing>> {
+        let layouts = &self.layouts;
         let results: Vec<Result<Image, Error>> = std::thread::scope(|scope| {
             let work = |request: &BaseRequest| {
                 let task = engine.events.start(format!("[internal] load metadata for {}", request.reference));
-                let image = resolve(engine, &request.reference, &request.platform, pull, &task);
+                let layout = request.reference.digest().and_then(|pinned| Some((pinned, layouts.get(&pinned)?)));
+                let image = match layout {
+                    Some((pinned, folder)) => layout::image(engine, folder, pinned, &request.platform),
+                    None => resolve(engine, &request.reference, &request.platform, pull, &task),
+                };
                 task.end_with(image)
             };
             match requests {
@@ -221,7 +229,7 @@ pub(crate) fn fetch_blob(
     Ok(())
 }
 
-fn choose<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
+pub(crate) fn choose<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
     let mut best: Option<(u32, &Descriptor)> = None;
     for entry in &index.manifests {
         // An entry without a platform serves everybody, but only when nothing better is there.

@@ -1,10 +1,12 @@
 //! Hides the walk of one build: two texts, a graph, its solution, an image with a name.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kiln_frontend::ignore::PatternMatcher;
-use kiln_frontend::{Diagnostic, LowerOptions, Lowered, Parsed, Source, lower, parse};
+use kiln_frontend::{Diagnostic, LowerOptions, Lowered, NamedContext, NamedKind, Parsed, Source, lower, parse};
 use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::Digest;
 use kiln_oci::manifest::Raw;
@@ -14,15 +16,21 @@ use kiln_store::layer::compress::Compression;
 use kiln_store::{ImageRecord, LayerRecord};
 
 use crate::bases::{Missing, ResolvedBases};
-use crate::context::{self, Context};
+use crate::context::source::{self, Located};
+use crate::context::{self, Context, ContextError};
 use crate::engine::Engine;
 use crate::error::{Error, StepError};
 use crate::event::Task;
+use crate::export::layout::{self, Layouts};
 use crate::export::pack;
 use crate::image::{self, NewLayer};
-use crate::request::{BuildRequest, ContextSource, DockerfileSource, Output};
-use crate::solve::{LazyContext, Solved, Work, solve};
+use crate::ops::http;
+use crate::request::{BuildRequest, ContextSource, DockerfileSource, NamedSource, Output};
+use crate::solve::{Contexts, LazyContext, Solved, Work, solve};
 use crate::transfer;
+
+/// The build argument that keeps `.git` in a context that is a repository (Docker, "Keep git directory").
+const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
 
 /// What a build gave.
 #[derive(Debug)]
@@ -41,18 +49,35 @@ pub struct BuildOutcome {
 
 /// Builds what `request` says, to the end: named in the store, written to files, pushed.
 pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Error> {
-    let (source, parsed, path) = load_definition(engine, request)?;
-    let ignore = load_ignore(engine, request, path.as_deref())?;
+    let main = locate(engine, request, &request.context, "[internal] load remote build context")?;
+    let (source, parsed, path) = load_definition(engine, request, &main)?;
+    let ignore = match main.is_users() {
+        true => load_ignore(engine, "[internal] load .dockerignore", main.folder(), path.as_deref())?,
+        false => PatternMatcher::default(),
+    };
     let (build, bases) = lower_all(engine, request, &source, &parsed)?;
 
     let now = humantime::format_rfc3339_nanos(request.clock).to_string();
-    let lazy_context = LazyContext::new(|| open_context(engine, request, &ignore));
+    let located: Vec<OnceLock<Located>> = request.named_contexts.iter().map(|_| OnceLock::new()).collect();
+    let named = request
+        .named_contexts
+        .iter()
+        .zip(&located)
+        .map(|(context, located)| LazyContext::new(move || open_named(engine, request, context, located)));
+    let contexts = Contexts {
+        main: LazyContext::new(|| {
+            let task = engine.events.start("[internal] load build context");
+            Ok(task.end_with(open_context(engine, &main, &ignore))?)
+        }),
+        named: named.collect(),
+    };
     let work = Work {
         engine,
         source: &source,
         graph: &build.graph,
         bases: &bases,
-        context: &lazy_context,
+        contexts: &contexts,
+        git: &request.git,
         caching: &request.caching,
         shm_size: request.shm_size,
         limits: &request.limits,
@@ -64,7 +89,7 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
         Some(target) => solve(&work, &[target])?.into_iter().next(),
         None => None,
     };
-    if let Some(Err(cause)) = lazy_context.opened().map(Context::save_memo) {
+    for cause in contexts.opened().filter_map(|context| context.save_memo().err()) {
         engine.events.warn(format!("what the context's files say could not be remembered: {cause}"));
     }
     engine.check()?;
@@ -79,17 +104,72 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
     Ok(BuildOutcome { image_id, manifest, names: request.tags.clone(), warnings: build.warnings, source })
 }
 
-fn load_definition(engine: &Engine, request: &BuildRequest) -> Result<(Arc<Source>, Parsed, Option<PathBuf>), Error> {
+/// Makes a folder of a context, which takes a while unless it's one.
+fn locate(engine: &Engine, request: &BuildRequest, source: &ContextSource, name: &str) -> Result<Located, Error> {
+    let task = match source {
+        ContextSource::Folder(_) | ContextSource::Empty => None,
+        _ => Some(engine.events.start(name)),
+    };
+    let keep = request.language.build_args.iter().rev().find(|(key, _)| key == KEEP_GIT_DIR);
+    let keep = keep.is_some_and(|(_, value)| matches!(value.as_str(), "1" | "true"));
+    let located = source::locate(engine, source, &request.git, keep, task.as_ref());
+    if located.is_err() {
+        engine.check()?;
+    }
+    Ok(match task {
+        Some(task) => task.end_with(located)?,
+        None => located?,
+    })
+}
+
+/// Opens a named context when a step first asks for it; `located` keeps it until the build is over.
+fn open_named(
+    engine: &Engine,
+    request: &BuildRequest,
+    (name, source): &(String, NamedSource),
+    located: &OnceLock<Located>,
+) -> Result<Context, Error> {
+    // Images are no files: the frontend was told so.
+    let NamedSource::Files(source) = source else { return Err(Error::Interrupted) };
+    let mut found = locate(engine, request, source, &format!("[context {name}] load from client"))?;
+    let ignore = match found.is_users() {
+        true => load_ignore(engine, &format!("[context {name}] load .dockerignore"), found.folder(), None)?,
+        false => PatternMatcher::default(),
+    };
+    if let (Some(text), ContextSource::Http(url)) = (found.text.take(), source) {
+        let file = found.folder().join(OsStr::from_bytes(&http::name_of_address(url)));
+        std::fs::write(&file, text).map_err(Error::output(&file))?;
+    }
+    let task = engine.events.start(format!("[context {name}] load build context"));
+    let context = task.end_with(open_context(engine, &found, &ignore))?;
+    let _ = located.set(found);
+    Ok(context)
+}
+
+fn load_definition(
+    engine: &Engine,
+    request: &BuildRequest,
+    main: &Located,
+) -> Result<(Arc<Source>, Parsed, Option<PathBuf>), Error> {
     let name = match &request.dockerfile {
-        DockerfileSource::Path(path) => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
-        DockerfileSource::Default | DockerfileSource::Bytes(_) => "Dockerfile".to_owned(),
+        DockerfileSource::Path(path) | DockerfileSource::InContext(path) => {
+            path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+        }
+        DockerfileSource::Default | DockerfileSource::Bytes(_) | DockerfileSource::Http(_) => "Dockerfile".to_owned(),
     };
     let task = engine.events.start(format!("[internal] load build definition from {name}"));
-    let folder = match &request.context {
-        ContextSource::Folder(folder) => folder.as_path(),
-        ContextSource::Empty => Path::new("/"),
+    let loaded = match (&request.dockerfile, &main.text) {
+        (DockerfileSource::Http(url), _) => {
+            source::locate(engine, &ContextSource::Http(url.clone()), &request.git, false, Some(&task)).and_then(|found| {
+                let nothing = || ContextError::NoDockerfile { dir: crate::ops::git::redact(url).into() };
+                context::read_dockerfile(main.folder(), &DockerfileSource::Bytes(found.text.ok_or_else(nothing)?))
+            })
+        }
+        (DockerfileSource::Default, Some(text)) => {
+            context::read_dockerfile(main.folder(), &DockerfileSource::Bytes(text.clone()))
+        }
+        (source, _) => context::read_dockerfile(main.folder(), source),
     };
-    let loaded = context::read_dockerfile(folder, &request.dockerfile);
     if let Ok(text) = &loaded {
         task.status_done("transferring dockerfile:", text.bytes.len() as u64, None);
     }
@@ -105,9 +185,8 @@ fn load_definition(engine: &Engine, request: &BuildRequest) -> Result<(Arc<Sourc
     Ok((source, parsed, text.path))
 }
 
-fn load_ignore(engine: &Engine, request: &BuildRequest, dockerfile: Option<&Path>) -> Result<PatternMatcher, Error> {
-    let ContextSource::Folder(folder) = &request.context else { return Ok(PatternMatcher::default()) };
-    let task = engine.events.start("[internal] load .dockerignore");
+fn load_ignore(engine: &Engine, name: &str, folder: &Path, dockerfile: Option<&Path>) -> Result<PatternMatcher, Error> {
+    let task = engine.events.start(name);
     let loaded = context::read_ignore(folder, dockerfile);
     Ok(task.end_with(loaded)?.matcher)
 }
@@ -120,6 +199,7 @@ fn lower_all(
     parsed: &Parsed,
 ) -> Result<(Box<kiln_frontend::Build>, ResolvedBases), Error> {
     let language = &request.language;
+    let mut bases = ResolvedBases::default();
     let options = LowerOptions {
         build_args: language.build_args.clone(),
         target: language.target.clone(),
@@ -131,9 +211,9 @@ fn lower_all(
         no_cache_filter: request.caching.disabled_stages.clone(),
         extra_hosts: request.extra_hosts.clone(),
         allow_insecure: request.grants.insecure,
+        contexts: named_contexts(request, &mut bases.layouts)?,
         ..LowerOptions::default()
     };
-    let mut bases = ResolvedBases::default();
     loop {
         engine.check()?;
         match lower(parsed, source, &options, &bases.known) {
@@ -160,20 +240,32 @@ fn lower_all(
     }
 }
 
-fn open_context(engine: &Engine, request: &BuildRequest, ignore: &PatternMatcher) -> Result<Context, Error> {
-    let task = engine.events.start("[internal] load build context");
-    let opened = match &request.context {
-        ContextSource::Folder(folder) => {
-            let whole = std::path::absolute(folder).unwrap_or_else(|_| folder.clone());
-            Context::open(folder, ignore.clone(), Some(engine.store.memo_file(&whole)))
-        }
-        // The folder is gone again when this returns; its open descriptor is an empty context all the same.
-        ContextSource::Empty => {
-            let empty = tempfile::tempdir().map_err(|cause| Error::System { operation: "make an empty context", cause })?;
-            Context::open(empty.path(), PatternMatcher::default(), None)
-        }
-    };
-    Ok(task.end_with(opened)?)
+/// What the frontend needs to know of the named contexts. Images in layouts are pinned now: their digests name them.
+fn named_contexts(request: &BuildRequest, layouts: &mut Layouts) -> Result<Vec<NamedContext>, Error> {
+    let mut out = Vec::new();
+    for (name, source) in &request.named_contexts {
+        let kind = match source {
+            NamedSource::Files(_) => NamedKind::Files,
+            NamedSource::Image(reference) => NamedKind::Image(reference.clone()),
+            NamedSource::Layout { folder, image } => {
+                let pinned = layout::pin(folder, image)?;
+                layouts.insert(pinned, folder.clone());
+                let named = Reference::parse(name).map_err(Error::internal("name an image"))?;
+                NamedKind::Image(named.with_digest(pinned))
+            }
+        };
+        out.push(NamedContext { name: name.clone(), kind });
+    }
+    Ok(out)
+}
+
+fn open_context(engine: &Engine, located: &Located, ignore: &PatternMatcher) -> Result<Context, ContextError> {
+    let folder = located.folder();
+    let memo = located.is_users().then(|| {
+        let whole = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        engine.store.memo_file(&whole)
+    });
+    Context::open(folder, ignore.clone(), memo)
 }
 
 fn export(

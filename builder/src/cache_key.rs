@@ -26,6 +26,8 @@
 //! | destination and whether it is a folder | COPY, ADD | where it goes |
 //! | `--chown`, `--chmod`, `--link`, `--parents`, `--unpack`, ADD or COPY | COPY, ADD | how it arrives |
 //! | in-line files: name and bytes | COPY, ADD | what is written |
+//! | of a git repository: the commit, the folder in it, whether submodules and `.git` come too | ADD | what is copied |
+//! | all files of a named context | FROM of one | what the stage starts from |
 //!
 //! Not in any key: names of stages and of images (the layers' digests count), a context's folder and its parents,
 //! modification times, proxy variables that were not declared, the id and sharing mode of a cache mount, the values of secrets,
@@ -120,6 +122,7 @@ pub fn step_key(flavour: Flavour, op: &Op, inputs: &Inputs<'_>) -> CacheKey {
         Op::Image(_) => fields.text("op", "image"),
         Op::Exec(op) => exec(fields.text("op", "exec"), op, &inputs.mounts),
         Op::Copy(op) => copy(fields.text("op", "copy"), op, inputs.selection),
+        Op::Context(_) => fields.text("op", "context").bytes("selection", &inputs.selection.unwrap_or_default()),
         Op::Workdir(op) => workdir(fields.text("op", "workdir"), op),
     };
     CacheKey(fields.identity().0)

@@ -4,6 +4,7 @@
 //! file excludes is as if it weren't there. Whatever user owns the files, in a context they are root's, so that the result
 //! doesn't depend on who builds.
 
+pub(crate) mod source;
 mod texts;
 mod tree;
 
@@ -12,8 +13,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use kiln_frontend::ignore::{IgnoreError, PatternMatcher};
 use kiln_oci::path::ImagePath;
+use kiln_store::layer::upper::UpperError;
 use kiln_store::memo::Memo;
 use kiln_store::rootdir::{FsError, RootDir};
+
+use crate::ops::file::ArchiveError;
+use crate::ops::git::GitError;
+use crate::ops::http::HttpError;
 
 pub use texts::{DockerfileText, IgnoreText, read_dockerfile, read_ignore};
 pub(crate) use tree::{ContextDir, ContextNode, DirReader, fingerprint};
@@ -51,6 +57,33 @@ pub enum ContextError {
         #[source]
         cause: std::io::Error,
     },
+    /// A repository that is a context can't be fetched.
+    #[error(transparent)]
+    Git(#[from] GitError),
+    /// An address that is a context can't be fetched.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// An archive that is a context can't be unpacked.
+    #[error("cannot unpack the build context `{shown}`")]
+    Archive {
+        /// Where it came from.
+        shown: String,
+        /// Why.
+        #[source]
+        cause: ArchiveError,
+    },
+    /// There is no room for an archive's files.
+    #[error("cannot unpack the build context `{shown}`")]
+    Upper {
+        /// Where it came from.
+        shown: String,
+        /// Why.
+        #[source]
+        cause: UpperError,
+    },
+    /// The store can't be used.
+    #[error(transparent)]
+    Store(#[from] kiln_store::Error),
     /// A line of the ignore file can't be understood.
     #[error("cannot use the ignore file {}", path.display())]
     Ignore {

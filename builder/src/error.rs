@@ -15,6 +15,7 @@ use kiln_store::view::ViewError;
 
 use crate::context::ContextError;
 use crate::ops::file::FileError;
+use crate::ops::git::GitError;
 use crate::ops::http::HttpError;
 
 /// What sort of failure it is; the command turns it into an exit code.
@@ -153,12 +154,6 @@ pub enum StepError {
         /// The last lines that it wrote.
         tail: Vec<u8>,
     },
-    /// The instruction is understood, but kiln can't do it yet.
-    #[error("{what} is not supported yet")]
-    Unsupported {
-        /// What.
-        what: &'static str,
-    },
     /// A secret that is required was not given.
     #[error("secret `{id}`: not found")]
     NoSecret {
@@ -192,6 +187,9 @@ pub enum StepError {
     /// A download failed.
     #[error(transparent)]
     Http(#[from] HttpError),
+    /// A git repository could not be fetched.
+    #[error(transparent)]
+    Git(#[from] GitError),
     /// A layer could not be written.
     #[error(transparent)]
     Upper(#[from] UpperError),
@@ -276,6 +274,7 @@ impl Error {
         }
         match self {
             Error::Dockerfile { .. } => Kind::Dockerfile,
+            Error::Context(ContextError::Git(GitError::NoGit { .. })) => Kind::Host,
             Error::Context(ContextError::NoDockerfile { .. } | ContextError::Text { .. } | ContextError::Ignore { .. }) => {
                 Kind::Dockerfile
             }
@@ -348,11 +347,12 @@ impl StepError {
                 | RunError::Invalid { .. } => Kind::Build,
                 _ => Kind::Host,
             },
+            StepError::Git(GitError::NoGit { .. }) | StepError::Context(ContextError::Git(GitError::NoGit { .. })) => Kind::Host,
             StepError::Command { .. }
-            | StepError::Unsupported { .. }
             | StepError::NoSecret { .. }
             | StepError::NoAgent { .. }
             | StepError::Agent { .. }
+            | StepError::Git(_)
             | StepError::File(_)
             | StepError::Context(_)
             | StepError::Http(_)

@@ -4,17 +4,22 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use kiln_frontend::graph::NetworkMode;
+use kiln_oci::digest::Digest;
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
 use kiln_runner::Limit;
 
 use crate::grant::Grants;
 
+use crate::ops::git::GitEnvironment;
+
 /// One build, complete and valid.
 #[derive(Debug, Clone)]
 pub struct BuildRequest {
     /// What `COPY` takes its files from.
     pub context: ContextSource,
+    /// `--build-context`: what takes the place of the stage or image of a name, in the order given.
+    pub named_contexts: Vec<(String, NamedSource)>,
     /// Where the Dockerfile is.
     pub dockerfile: DockerfileSource,
     /// What the Dockerfile is told: arguments, labels, target, platforms.
@@ -33,6 +38,8 @@ pub struct BuildRequest {
     pub tags: Vec<Reference>,
     /// Whether the tags are pushed to their registries when the image is complete.
     pub push: bool,
+    /// What git sees of the process's environment.
+    pub git: GitEnvironment,
     /// Files to write.
     pub outputs: Vec<Output>,
     /// The one clock value of the build: `created` of the image and its history.
@@ -46,6 +53,42 @@ pub enum ContextSource {
     Folder(PathBuf),
     /// Nothing: the Dockerfile came from standard input.
     Empty,
+    /// An archive, compressed or not, on standard input.
+    Archive {
+        /// What was read of it already, to see what it is.
+        start: Vec<u8>,
+    },
+    /// An http or https address of an archive, or else of a Dockerfile.
+    Http(String),
+    /// The address of a git repository, with the reference and the folder that it names.
+    Git(String),
+}
+
+/// What a named context is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamedSource {
+    /// Files.
+    Files(ContextSource),
+    /// An image of a registry or of the store (`docker-image://`).
+    Image(Reference),
+    /// An image in a folder (`oci-layout://`).
+    Layout {
+        /// The folder.
+        folder: PathBuf,
+        /// Which image of it.
+        image: LayoutImage,
+    },
+}
+
+/// Which image of an OCI image layout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LayoutImage {
+    /// The one with the tag `latest`, or the only one.
+    Default,
+    /// The one with this tag.
+    Tag(String),
+    /// The one with this digest.
+    Digest(Digest),
 }
 
 /// Where the Dockerfile is.
@@ -55,6 +98,10 @@ pub enum DockerfileSource {
     Default,
     /// A path: relative ones count from the current folder, as `docker build -f` takes them.
     Path(PathBuf),
+    /// A path in the context, from where no symbolic link may lead out.
+    InContext(PathBuf),
+    /// An http or https address.
+    Http(String),
     /// Its bytes, read from standard input.
     Bytes(Vec<u8>),
 }

@@ -9,7 +9,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use kiln_frontend::Source;
-use kiln_frontend::graph::{CopyFrom, CopyOp, CopySource, ExecOp, Graph, MountFrom, MountKind, Op, Vertex, VertexId};
+use kiln_frontend::graph::{
+    Checksum, ContextId, CopyFrom, CopyOp, CopySource, ExecOp, Graph, MountFrom, MountKind, Op, Vertex, VertexId,
+};
 use kiln_oci::path::ImagePath;
 use kiln_runner::{Cancel, Limit};
 use kiln_store::layer::upper::UpperWriter;
@@ -26,8 +28,8 @@ use crate::event::{Outcome, Task};
 use crate::grant::Grants;
 use crate::ops::exec::Shown;
 use crate::ops::file::SourceTree;
-use crate::ops::http::Fetched;
-use crate::ops::{exec, file, http, source};
+use crate::ops::git::{self, GitEnvironment, Origin};
+use crate::ops::{Fetched, exec, file, http, source};
 use crate::request::Caching;
 
 /// Steps that run at once at the most. More would only wait for the disk and the processors.
@@ -54,7 +56,9 @@ pub struct Work<'a> {
     /// The images it builds on.
     pub bases: &'a ResolvedBases,
     /// What COPY takes its files from.
-    pub context: &'a LazyContext<'a>,
+    pub contexts: &'a Contexts<'a>,
+    /// What git sees of the process's environment.
+    pub git: &'a GitEnvironment,
     /// Which cached results may be used.
     pub caching: &'a Caching,
     /// The size of `/dev/shm` in RUN.
@@ -105,6 +109,31 @@ impl<'a> LazyContext<'a> {
     /// The context, if any step wanted it.
     pub fn opened(&self) -> Option<&Context> {
         self.cell.get()
+    }
+}
+
+/// All build contexts of a build.
+#[derive(Debug)]
+pub struct Contexts<'a> {
+    /// The one without a name.
+    pub main: LazyContext<'a>,
+    /// Those with names, in the order that the frontend knows them by.
+    pub named: Vec<LazyContext<'a>>,
+}
+
+impl Contexts<'_> {
+    /// One of them.
+    pub fn get(&self, id: ContextId) -> Result<&Context, Error> {
+        match id {
+            ContextId::Main => self.main.get(),
+            // The frontend was told of as many as there are.
+            ContextId::Named(index) => self.named.get(index).ok_or(Error::Interrupted)?.get(),
+        }
+    }
+
+    /// Those that a step wanted.
+    pub fn opened(&self) -> impl Iterator<Item = &Context> {
+        std::iter::once(&self.main).chain(&self.named).filter_map(LazyContext::opened)
     }
 }
 
@@ -238,15 +267,15 @@ fn define(work: &Work<'_>) -> Result<Vec<Definition>, Error> {
             Op::Copy(op) => {
                 fetched = fetch(work, vertex, op)?;
                 selection = match op.from {
-                    CopyFrom::Context => Some(context_selection(work, vertex, op, &fetched)?),
+                    CopyFrom::Context(context) => Some(context_selection(work, vertex, context, op, &fetched)?),
                     CopyFrom::Vertex(input) => Some(selection_definition(of(input), op)),
                 };
             }
             Op::Exec(op) => {
                 for from in mount_sources(op) {
                     match from {
-                        (MountFrom::Context, path) => {
-                            let files = context_selection(work, vertex, &file::whole(path), &[])?;
+                        (MountFrom::Context(context), path) => {
+                            let files = context_selection(work, vertex, context, &file::whole(path), &[])?;
                             shown.push(Some(files));
                             mounts.push(Identity(files));
                         }
@@ -256,6 +285,9 @@ fn define(work: &Work<'_>) -> Result<Vec<Definition>, Error> {
                         }
                     }
                 }
+            }
+            Op::Context(op) => {
+                selection = Some(context_selection(work, vertex, op.context, &file::whole(&ImagePath::root()), &[])?);
             }
             Op::Workdir(_) => {}
         }
@@ -282,8 +314,14 @@ fn mount_sources(op: &ExecOp) -> Vec<(MountFrom, &ImagePath)> {
         .collect()
 }
 
-fn context_selection(work: &Work<'_>, vertex: &Vertex, op: &CopyOp, fetched: &[Fetched]) -> Result<[u8; 32], Error> {
-    let tree = SourceTree::Context(work.context.get()?);
+fn context_selection(
+    work: &Work<'_>,
+    vertex: &Vertex,
+    context: ContextId,
+    op: &CopyOp,
+    fetched: &[Fetched],
+) -> Result<[u8; 32], Error> {
+    let tree = SourceTree::Context(work.contexts.get(context)?);
     file::selection_key(op, &tree, fetched).map_err(|e| placed(work, vertex, e.into()))
 }
 
@@ -292,28 +330,37 @@ fn fetch(work: &Work<'_>, vertex: &Vertex, op: &CopyOp) -> Result<Vec<Fetched>, 
     for source in &op.sources {
         match source {
             CopySource::Http(url) => {
-                let task = work.engine.events.start(url_name(url));
+                let task = work.engine.events.start(git::redact(url));
                 let progress = |done, total| task.status("downloading", done, total);
-                let fetched = http::fetch(url, &work.engine.store, op.checksum.as_ref(), work.grants, &progress);
-                out.push(task.end_with(fetched).map_err(|e| placed(work, vertex, e.into()))?);
+                let checksum = match &op.checksum {
+                    Some(Checksum::Digest(digest)) => Some(digest),
+                    _ => None,
+                };
+                let fetched = http::fetch(url, &work.engine.store, checksum, work.grants, &progress);
+                out.push(Fetched::File(task.end_with(fetched).map_err(|e| placed(work, vertex, e.into()))?));
             }
-            CopySource::Git(_) => return Err(placed(work, vertex, StepError::Unsupported { what: "ADD of a git repository" })),
+            CopySource::Git(url) => {
+                let task = work.engine.events.start(git::redact(url));
+                let checksum = match &op.checksum {
+                    Some(Checksum::Commit(commit)) => Some(commit.as_str()),
+                    _ => None,
+                };
+                let engine = work.engine;
+                let setting = git::Setting {
+                    store: &engine.store,
+                    environment: work.git,
+                    cancel: &engine.cancel,
+                    origin: Origin::Dockerfile,
+                };
+                let found = git::Fetched::find(url, checksum, op.keep_git_dir, &setting);
+                engine.check()?;
+                let found = task.end_with(found).map_err(|e| placed(work, vertex, e.into()))?;
+                out.push(Fetched::Repository(Box::new(found)));
+            }
             CopySource::Path(_) | CopySource::Inline { .. } => {}
         }
     }
     Ok(out)
-}
-
-/// The address without what may be a password.
-fn url_name(url: &str) -> String {
-    match url.split_once("://") {
-        Some((scheme, rest)) => {
-            let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-            let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-            format!("{scheme}://{host}/{path}")
-        }
-        None => url.to_owned(),
-    }
 }
 
 /// The result of a vertex that needs no work: an image, or a step that has a record.
@@ -412,6 +459,11 @@ impl Step<'_> {
                 })?;
                 Solved { layer: Some(layer), identity: Identity::of_key(&key) }
             }
+            Op::Context(op) => {
+                let files = definition.selection.unwrap_or_default();
+                let layer = self.context_layer(op.context, &ImagePath::root(), files, task)?;
+                Solved { layer: Some(layer), identity: Identity::of_key(&key) }
+            }
             Op::Image(_) => parent,
         };
         remember(&solved)?;
@@ -437,11 +489,11 @@ impl Step<'_> {
                 for ((from, _), files) in mount_sources(op).into_iter().zip(&definition.mounts) {
                     inputs.mounts.push(match (from, files) {
                         (MountFrom::Vertex(input), _) => self.input(input).identity,
-                        (MountFrom::Context, files) => Identity(files.unwrap_or_default()),
+                        (MountFrom::Context(_), files) => Identity(files.unwrap_or_default()),
                     });
                 }
             }
-            Op::Image(_) | Op::Workdir(_) => {}
+            Op::Image(_) | Op::Context(_) | Op::Workdir(_) => {}
         }
         Ok(inputs)
     }
@@ -476,9 +528,9 @@ impl Step<'_> {
         let mut mounts = Vec::new();
         for ((from, path), files) in mount_sources(op).into_iter().zip(&definition.mounts) {
             mounts.push(match from {
-                MountFrom::Context => {
+                MountFrom::Context(context) => {
                     let files = files.unwrap_or_default();
-                    Shown { layer: Some(self.context_layer(path, files, task)?), identity: Identity(files) }
+                    Shown { layer: Some(self.context_layer(context, path, files, task)?), identity: Identity(files) }
                 }
                 MountFrom::Vertex(input) => {
                     let Solved { layer, identity } = self.input(input);
@@ -504,8 +556,8 @@ impl Step<'_> {
         Ok(Solved { layer: Some(layer), identity })
     }
 
-    /// The files of the context below `path` as a layer, for bind mounts: owned by root, without what is ignored.
-    fn context_layer(&self, path: &ImagePath, files: [u8; 32], task: &Task) -> Result<LayerId, Error> {
+    /// The files of a context below `path` as a layer, for bind mounts and stages: owned by root, without what is ignored.
+    fn context_layer(&self, context: ContextId, path: &ImagePath, files: [u8; 32], task: &Task) -> Result<LayerId, Error> {
         let cache = self.work.engine.store.cache();
         let key = memo_key("context", &format!("{path} {}", kiln_oci::digest::Digest::from_bytes(files).hex()));
         let _lock = cache.lock(&key)?;
@@ -514,7 +566,7 @@ impl Step<'_> {
         }
         let op = file::whole(path);
         let scratch = Solved { layer: None, identity: Identity::scratch() };
-        let context = self.work.context.get()?;
+        let context = self.work.contexts.get(context)?;
         let layer = self.change(true, &scratch, task, |view, upper| {
             let tree = SourceTree::Context(context);
             file::copy(&op, &tree, view, upper, &[], self.work.clock, &mut |text| task.warn(text))?;
@@ -531,8 +583,8 @@ impl Step<'_> {
         let layer = self.change(op.parent.is_none() || op.link, parent, task, |view, upper| {
             let mut warn = |text: String| task.warn(text);
             match op.from {
-                CopyFrom::Context => {
-                    let tree = SourceTree::Context(self.work.context.get()?);
+                CopyFrom::Context(context) => {
+                    let tree = SourceTree::Context(self.work.contexts.get(context)?);
                     file::copy(op, &tree, view, upper, &definition.fetched, self.work.clock, &mut warn)?;
                 }
                 CopyFrom::Vertex(input) => {

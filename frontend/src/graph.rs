@@ -60,6 +60,8 @@ pub enum Op {
     Copy(CopyOp),
     /// Makes a working directory.
     Workdir(WorkdirOp),
+    /// Provides the files of a build context as a file system.
+    Context(ContextOp),
 }
 
 impl Op {
@@ -67,7 +69,7 @@ impl Op {
     #[must_use]
     pub fn parent(&self) -> Input {
         match self {
-            Op::Image(_) => None,
+            Op::Image(_) | Op::Context(_) => None,
             Op::Exec(op) => op.parent,
             Op::Copy(op) => op.parent,
             Op::Workdir(op) => op.parent,
@@ -79,7 +81,7 @@ impl Op {
     pub fn inputs(&self) -> Vec<VertexId> {
         let mut ids: BTreeSet<VertexId> = self.parent().into_iter().collect();
         match self {
-            Op::Image(_) | Op::Workdir(_) => {}
+            Op::Image(_) | Op::Context(_) | Op::Workdir(_) => {}
             Op::Exec(op) => {
                 for mount in &op.mounts {
                     match &mount.kind {
@@ -108,6 +110,23 @@ pub struct ImageOp {
     pub platform: Platform,
     /// The digest of the manifest that [`crate::BaseImage`] pinned.
     pub digest: Digest,
+}
+
+/// All files of a build context, owned by root, as the file system of a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContextOp {
+    /// Which context.
+    pub context: ContextId,
+}
+
+/// One of the build contexts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum ContextId {
+    /// The one that instructions take files from when they name none.
+    #[default]
+    Main,
+    /// One that was given a name: its place in [`crate::LowerOptions::contexts`].
+    Named(usize),
 }
 
 /// A `RUN`.
@@ -280,8 +299,8 @@ pub enum Sharing {
 /// What a mount takes its files from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MountFrom {
-    /// The build context.
-    Context,
+    /// A build context.
+    Context(ContextId),
     /// A stage or image; `None` in it is the empty root.
     Vertex(Input),
 }
@@ -289,7 +308,7 @@ pub enum MountFrom {
 impl MountFrom {
     fn vertex(self) -> Option<VertexId> {
         match self {
-            MountFrom::Context => None,
+            MountFrom::Context(_) => None,
             MountFrom::Vertex(input) => input,
         }
     }
@@ -333,8 +352,8 @@ pub struct CopyOp {
     pub is_add: bool,
     /// `--unpack`; `None` unpacks local archives of `ADD` and nothing else.
     pub unpack: Option<bool>,
-    /// `--checksum` of an `ADD` of one URL.
-    pub checksum: Option<Digest>,
+    /// `--checksum` of an `ADD` of one address.
+    pub checksum: Option<Checksum>,
     /// `--keep-git-dir`.
     pub keep_git_dir: Option<bool>,
 }
@@ -342,10 +361,19 @@ pub struct CopyOp {
 /// Where a `COPY` takes files from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyFrom {
-    /// The build context.
-    Context,
+    /// A build context.
+    Context(ContextId),
     /// A stage or image; `None` in it is the empty root.
     Vertex(Input),
+}
+
+/// What `--checksum` says of an `ADD` of one address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Checksum {
+    /// The digest of a file.
+    Digest(Digest),
+    /// How the id of a git commit begins: lower-case hexadecimal digits.
+    Commit(String),
 }
 
 /// One source of a `COPY` or `ADD`.

@@ -17,7 +17,9 @@ mod source;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use lint::Rule;
-pub use lower::{BaseImage, BaseRequest, Bases, Build, ImageTemplate, LowerOptions, Lowered, lower};
+pub use lower::{
+    BaseImage, BaseRequest, Bases, Build, ImageTemplate, LowerOptions, Lowered, NamedContext, NamedKind, context_name, lower,
+};
 pub use source::{MAX_LINE, Source, Span};
 
 /// What [`parse`] made of a text.

@@ -47,6 +47,8 @@ pub struct LowerOptions {
     pub hostname: String,
     /// Whether `--allow security.insecure` was given.
     pub allow_insecure: bool,
+    /// `--build-context`: contexts that take the place of the stage or image of their name.
+    pub contexts: Vec<NamedContext>,
     /// The context's ignore file, for the check `CopyIgnoredFile`; nothing is left out on its account.
     pub ignore: Option<PatternMatcher>,
 }
@@ -65,9 +67,36 @@ impl Default for LowerOptions {
             extra_hosts: Vec::new(),
             hostname: "buildkitsandbox".to_owned(),
             allow_insecure: false,
+            contexts: Vec::new(),
             ignore: None,
         }
     }
+}
+
+/// A build context with a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedContext {
+    /// As it was given.
+    pub name: String,
+    /// What the name stands for.
+    pub kind: NamedKind,
+}
+
+/// What the name of a build context stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamedKind {
+    /// Files; [`crate::graph::ContextId::Named`] says which.
+    Files,
+    /// An image.
+    Image(Reference),
+}
+
+/// The form in which names of contexts are compared: the defaults that an image's name gets count as written
+/// (`alpine`, `docker.io/library/alpine` and `alpine:latest` are one). `None` if no stage or image can have the name.
+#[must_use]
+pub fn context_name(text: &str) -> Option<String> {
+    let name = Reference::parse(text).ok()?.familiar();
+    Some(name.strip_suffix(":latest").map_or(name.clone(), str::to_owned))
 }
 
 /// A base image whose manifest and configuration `lower` wants.
@@ -312,7 +341,7 @@ fn prune(graph: Graph, target: Option<VertexId>) -> (Graph, Option<VertexId>) {
             continue;
         }
         match &mut vertex.op {
-            Op::Image(_) => {}
+            Op::Image(_) | Op::Context(_) => {}
             Op::Workdir(op) => renumber(&mut op.parent),
             Op::Copy(op) => {
                 renumber(&mut op.parent);

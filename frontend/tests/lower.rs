@@ -2,6 +2,9 @@
 
 mod support;
 
+use kiln_frontend::graph::{Checksum, CopySource, Op, Vertex};
+use kiln_frontend::{NamedContext, NamedKind};
+use kiln_oci::reference::Reference;
 use support::{Fixture, dump};
 
 /// Lowers `text` on the fixture's images and compares the dump, without blank lines and indentation of the row.
@@ -257,6 +260,7 @@ fn options() {
         build_args: vec![("https_proxy".into(), "p".into()), ("UNUSED".into(), "1".into())],
         no_cache_filter: vec!["B".into()],
         target: Some("b".into()),
+        ..Fixture::default()
     };
     let build = fixture.lower("FROM busybox AS a\nLABEL a=1 b=2\nRUN x\nFROM a AS b\nWORKDIR /x\nRUN y\nFROM missing\n");
     assert_eq!(
@@ -268,6 +272,58 @@ fn options() {
     let kiln_frontend::graph::Op::Exec(exec) = &build.graph.vertices[1].op else { panic!() };
     assert_eq!(exec.proxy_env, [("HTTPS_PROXY".to_owned(), "p".to_owned()), ("https_proxy".into(), "p".into())]);
     assert_eq!(build.warnings.last().unwrap().message, "one or more build arguments were not used: UNUSED");
+}
+
+/// A name means a named context, else an earlier stage, else an image (BuildKit `toDispatchState`).
+#[test]
+fn named_contexts_come_first() {
+    let contexts = |kind: NamedKind| vec![NamedContext { name: "ctx:latest".into(), kind }];
+    let files = Fixture { contexts: contexts(NamedKind::Files), ..Fixture::default() };
+    let image = NamedKind::Image(Reference::parse("tool:2").unwrap());
+    let image = Fixture { contexts: contexts(image), ..Fixture::default() };
+    let steps = |fixture: &Fixture, text: &str| {
+        let vertices = fixture.lower(text).graph.vertices;
+        let op = |vertex: &Vertex| match &vertex.op {
+            Op::Image(op) => op.reference.familiar(),
+            Op::Context(op) => format!("{:?}", op.context),
+            Op::Exec(op) => format!("{:?}", op.mounts.iter().map(|m| &m.kind).collect::<Vec<_>>()),
+            Op::Copy(op) => format!("{:?}", op.from),
+            Op::Workdir(_) => "workdir".to_owned(),
+        };
+        vertices.iter().map(op).collect::<Vec<_>>()
+    };
+    let rows: [(&Fixture, &str, &[&str]); 9] = [
+        (&files, "FROM ctx\nRUN x", &["Named(0)", "[]"]),
+        (&files, "FROM docker.io/library/ctx:latest\n", &["Named(0)"]),
+        (&files, "FROM ctx:1\n", &["ctx:1"]),
+        (&files, "FROM busybox\nCOPY --from=ctx a /", &["busybox:latest", "Context(Named(0))"]),
+        // The stage of that name is as if it weren't there, for those that count stages, too.
+        (&files, "FROM missing AS CTX\nRUN x\nFROM busybox\nCOPY --from=0 a /", &["busybox:latest", "Context(Named(0))"]),
+        (&files, "FROM missing AS ctx\nRUN x\nFROM ctx\nRUN y", &["Named(0)", "[]"]),
+        (&image, "FROM ctx\nRUN x", &["tool:2", "[]"]),
+        (&image, "FROM missing AS ctx\nRUN x\nFROM ctx AS y\nRUN y", &["tool:2", "[]"]),
+        (&image, "FROM scratch\nCOPY --from=ctx a /", &["tool:2", "Vertex(Some(VertexId(0)))"]),
+    ];
+    for (fixture, text, want) in rows {
+        assert_eq!(steps(fixture, text), want, "{text}");
+    }
+    let mounted = steps(&files, "FROM busybox\nRUN --mount=from=ctx,target=/m x");
+    assert!(mounted[1].contains("from: Context(Named(0))"), "{mounted:?}");
+    // A layer that no instruction made has a line in the history.
+    let build = files.lower("FROM ctx\nCOPY a /\n");
+    let layers: Vec<&str> = build.image.history.iter().map(|entry| entry.created_by.as_str()).collect();
+    assert_eq!(layers, ["[context ctx:latest] load from client", "COPY a / # buildkit"]);
+}
+
+/// Addresses of `ADD` are shown to everybody, their passwords to nobody.
+#[test]
+fn git_addresses() {
+    let build = Fixture::default().lower("FROM scratch\nADD --checksum=AB12 https://u:canary@h/a.git?ref=v1#x /b\n");
+    let Op::Copy(copy) = &build.graph.vertices[0].op else { panic!() };
+    assert_eq!(copy.sources, [CopySource::Git("https://u:canary@h/a.git?ref=v1#x".into())]);
+    assert_eq!(copy.checksum, Some(Checksum::Commit("ab12".into())));
+    let shown = format!("{} {}", build.graph.vertices[0].name, build.image.history[0].created_by);
+    assert!(!shown.contains("canary") && shown.matches("https://xxxxx:xxxxx@h/a.git?ref=v1#x").count() == 2, "{shown}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ usage: lab.py bases [busybox] [debian]         make the base images (OCI layouts
        lab.py registry DIR [--seed NAME]... [--auth USER:PASSWORD] [--tls]
        lab.py dockerd DIR --mirror URL [--mirror URL]...
        lab.py files DIR                        a file server for ADD of URLs
+       lab.py git DIR                          git's own server for the repositories below DIR
 
 Each server prints one line of JSON when it is ready and serves until its standard input ends. So it cannot outlive
 the test, script or person that started it, whatever kills that one. A registry and a dockerd remove their DIR then.
@@ -289,6 +290,18 @@ def start_files(folder):
     return server, {"host": f"127.0.0.1:{server.server_address[1]}"}
 
 
+def start_git(folder):
+    """`git daemon`, which serves every repository below `folder`."""
+    port = free_port()
+    daemon = os.path.join(subprocess.check_output(["git", "--exec-path"], text=True).strip(), "git-daemon")
+    with tempfile.NamedTemporaryFile(prefix="git-daemon-") as log:
+        argv = [daemon, "--listen=127.0.0.1", f"--port={port}", "--reuseaddr", "--export-all", f"--base-path={folder}", folder]
+        env = dict(os.environ, GIT_CONFIG_COUNT="1", GIT_CONFIG_KEY_0="safe.directory", GIT_CONFIG_VALUE_0="*")
+        server = Server(start(argv, log.name, env=env), [])
+        wait_for("git daemon", lambda: connects(port), server.child, log.name)
+    return server, {"host": f"127.0.0.1:{port}"}
+
+
 def until_stdin_ends(server):
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, lambda *_: sys.exit(0))
@@ -315,6 +328,8 @@ def main():
     verb.add_argument("--mirror", action="append", default=[])
     verb = verbs.add_parser("files")
     verb.add_argument("dir")
+    verb = verbs.add_parser("git")
+    verb.add_argument("dir")
     o = parser.parse_args()
     if o.verb == "bases":
         for name in o.names or sorted(BASES):
@@ -324,6 +339,8 @@ def main():
         server, facts = start_registry(os.path.abspath(o.dir), o.seed, o.auth, o.tls)
     elif o.verb == "dockerd":
         server, facts = start_dockerd(os.path.abspath(o.dir), o.mirror)
+    elif o.verb == "git":
+        server, facts = start_git(os.path.abspath(o.dir))
     else:
         server, facts = start_files(os.path.abspath(o.dir))
     say(**facts)

@@ -72,8 +72,9 @@ pub(crate) enum Command {
 /// `kiln build`.
 #[derive(Debug, Args, Default)]
 pub(crate) struct BuildArgs {
-    /// Folder of the build context, or `-` to read the Dockerfile from standard input
-    #[arg(value_name = "PATH | -")]
+    /// Folder of the build context, address of a git repository or an archive, or `-` to read a Dockerfile or an archive from
+    /// standard input
+    #[arg(value_name = "PATH | URL | -")]
     pub(crate) context: OsString,
     /// Image name and optionally tag (format: `name:tag`)
     #[arg(short, long, value_name = "NAME")]
@@ -87,6 +88,9 @@ pub(crate) struct BuildArgs {
     /// Set the target build stage to build
     #[arg(long, value_name = "STAGE")]
     pub(crate) target: Option<String>,
+    /// Additional build contexts (format: `name=PATH`, `name=URL`, `name=docker-image://REF`, `name=oci-layout://DIR[:TAG]`)
+    #[arg(long, value_name = "NAME=SOURCE")]
+    pub(crate) build_context: Vec<String>,
     /// Do not use cache when building the image
     #[arg(long)]
     pub(crate) no_cache: bool,
@@ -193,8 +197,6 @@ pub(crate) struct IgnoredBuildArgs {
 #[derive(Debug, Args, Default)]
 pub(crate) struct LaterBuildArgs {
     #[arg(long, hide = true)]
-    pub(crate) build_context: Vec<String>,
-    #[arg(long, hide = true)]
     pub(crate) annotation: Vec<String>,
     #[arg(long, hide = true)]
     pub(crate) attest: Vec<String>,
@@ -214,7 +216,6 @@ impl LaterBuildArgs {
         let wanted =
             |value: &Option<String>| value.as_deref().is_some_and(|value| !matches!(value, "false" | "0" | "disabled=true"));
         let rows = [
-            ("--build-context", !self.build_context.is_empty()),
             ("--annotation", !self.annotation.is_empty()),
             ("--attest", !self.attest.is_empty()),
             ("--provenance", wanted(&self.provenance)),

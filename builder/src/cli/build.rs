@@ -1,7 +1,7 @@
 //! Hides how the flags of `kiln build` become a request, and what is written when the build is over.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Read, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,15 @@ use std::time::{Duration, SystemTime};
 
 use kiln::build::{BuildOutcome, build};
 use kiln::error::{Error, StepError};
-use kiln::request::{ArchiveFormat, BuildRequest, Caching, ContextSource, DockerfileSource, LanguageOptions, Output};
+use kiln::ops::git::{GitEnvironment, PASSED_ON};
+use kiln::request::{ArchiveFormat, BuildRequest, Caching, LanguageOptions, Output};
 use kiln_frontend::graph::NetworkMode;
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
 use serde_json::{Map, Value, json};
 
 use super::args::BuildArgs;
+use super::contexts;
 use super::environment::Environment;
 use super::exit::Exit;
 use super::grants::{grants, limit};
@@ -23,9 +25,6 @@ use super::human;
 use super::progress::Mode;
 use super::report::{Failure, warn, write_stdout};
 use super::session::Session;
-
-/// A Dockerfile on standard input may not be larger.
-const LARGEST_DOCKERFILE: u64 = 16 << 20;
 
 /// The predefined proxy arguments, of which each has a lower-case twin (Dockerfile reference, "Predefined ARGs").
 const PROXY_ARGS: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
@@ -82,7 +81,8 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
     if let Some(flag) = args.later.asked() {
         return Err(Failure::usage(format!("{flag} is not supported yet")));
     }
-    let (context, dockerfile) = sources(args, stdin)?;
+    let (context, dockerfile) = contexts::main(args, stdin)?;
+    let named_contexts = contexts::named(&args.build_context)?;
     let (mut build_args, mut labels) = (Vec::new(), Vec::new());
     for arg in &args.build_arg {
         match arg.split_once('=') {
@@ -125,6 +125,7 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
     }
     Ok(BuildRequest {
         context,
+        named_contexts,
         dockerfile,
         language: LanguageOptions {
             build_args,
@@ -145,6 +146,9 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
         grants: grants(args, environment)?,
         tags: exports.tags,
         push: exports.push,
+        git: GitEnvironment(
+            PASSED_ON.iter().filter_map(|name| environment.raw(name).map(|value| ((*name).to_owned(), value))).collect(),
+        ),
         outputs: exports.outputs,
         clock,
     })
@@ -156,62 +160,6 @@ fn set(pairs: &mut Vec<(String, String)>, key: &str, value: &str) {
         Some((_, old)) => value.clone_into(old),
         None => pairs.push((key.to_owned(), value.to_owned())),
     }
-}
-
-fn sources(args: &BuildArgs, stdin: &mut dyn Read) -> Result<(ContextSource, DockerfileSource), Failure> {
-    let from_stdin = |file: &OsStr| file == "-";
-    let file = args.file.as_deref();
-    if args.context == "-" {
-        if let Some(file) = file {
-            let shown = Path::new(file).display();
-            return Err(Failure::usage(format!("cannot use `-f {shown}` when the Dockerfile comes from standard input")));
-        }
-        let bytes = read_dockerfile(stdin)?;
-        if is_archive(&bytes) {
-            return Err(Failure::usage_hint(
-                "a build context as an archive on standard input is not supported yet",
-                "unpack it and name the folder",
-            ));
-        }
-        return Ok((ContextSource::Empty, DockerfileSource::Bytes(bytes)));
-    }
-    let folder = PathBuf::from(&args.context);
-    if args.context.to_str().is_some_and(is_remote) && !folder.exists() {
-        return Err(Failure::usage_hint(
-            format!("build contexts from elsewhere are not supported yet: {}", folder.display()),
-            "clone or download it and name the folder",
-        ));
-    }
-    let kind = std::fs::metadata(&folder).map_err(|cause| Failure::Context { path: folder.clone(), cause })?;
-    if !kind.is_dir() {
-        return Err(Failure::Context { path: folder, cause: io::ErrorKind::NotADirectory.into() });
-    }
-    let dockerfile = match file {
-        None => DockerfileSource::Default,
-        Some(file) if from_stdin(file) => DockerfileSource::Bytes(read_dockerfile(stdin)?),
-        Some(file) => DockerfileSource::Path(file.into()),
-    };
-    Ok((ContextSource::Folder(folder), dockerfile))
-}
-
-fn read_dockerfile(stdin: &mut dyn Read) -> Result<Vec<u8>, Failure> {
-    let read_error = |cause| Failure::Read { what: "the Dockerfile from standard input", cause };
-    let mut bytes = Vec::new();
-    stdin.take(LARGEST_DOCKERFILE + 1).read_to_end(&mut bytes).map_err(read_error)?;
-    if bytes.len() as u64 > LARGEST_DOCKERFILE && !is_archive(&bytes) {
-        return Err(read_error(io::ErrorKind::FileTooLarge.into()));
-    }
-    Ok(bytes)
-}
-
-/// Whether it begins as gzip, bzip2, xz, zstd or tar do.
-fn is_archive(bytes: &[u8]) -> bool {
-    let magics: [&[u8]; 4] = [b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
-    magics.iter().any(|magic| bytes.starts_with(magic)) || bytes.get(257..262) == Some(b"ustar")
-}
-
-fn is_remote(context: &str) -> bool {
-    ["http://", "https://", "git://", "ssh://", "git@", "github.com/"].iter().any(|prefix| context.starts_with(prefix))
 }
 
 fn platform(args: &BuildArgs, environment: &Environment) -> Result<Platform, Failure> {

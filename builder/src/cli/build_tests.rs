@@ -1,3 +1,5 @@
+use kiln::request::{ContextSource, DockerfileSource, LayoutImage, NamedSource};
+
 use super::*;
 use crate::cli::args::{Command, parse};
 
@@ -123,7 +125,13 @@ fn mistakes() {
     let rows = [
         ("/nonexistent", "unable to prepare context: path \"/nonexistent\" not found"),
         ("/etc/passwd", "unable to prepare context: path \"/etc/passwd\" can't be used"),
-        ("https://github.com/a/b.git", "build contexts from elsewhere are not supported yet: https://github.com/a/b.git"),
+        ("https://u:secret@h/a.git#-x", "invalid git address `https://h/a.git#-x`"),
+        ("git@h:a.git#main:..", "invalid git address `git@h:a.git#main:..`"),
+        ("--build-context a /", "invalid --build-context `a`: it has no value"),
+        ("--build-context A_:b=/ /", "invalid --build-context `A_:b=/`: no stage or image can have this name"),
+        ("--build-context a=docker-image://UP /", "invalid --build-context `a=docker-image://UP`"),
+        ("--build-context a=target:x /", "invalid --build-context `a=target:x`: `target:` is not supported"),
+        ("--build-context a=https://tok@h/a.git#.. /", "invalid git address `https://h/a.git#..`"),
         ("-t UPPER /", "invalid tag `UPPER`"),
         ("--push /", "a name is needed to push the image"),
         ("--network bridge /", "network mode `bridge` is not supported"),
@@ -161,8 +169,59 @@ fn mistakes() {
         let got = meant(line, &[], b"FROM scratch").map(|_| ()).unwrap_err();
         assert!(got.starts_with(want), "{line}: {got}");
     }
-    let tar = [vec![0u8; 257], b"ustar".to_vec()].concat();
-    assert!(meant("-", &[], &tar).unwrap_err().starts_with("a build context as an archive"));
+}
+
+#[test]
+fn contexts() {
+    let git = |url: &str| ContextSource::Git(url.to_owned());
+    let http = |url: &str| ContextSource::Http(url.to_owned());
+    let inside = |name: &str| DockerfileSource::InContext(name.into());
+    let tar = [vec![b'a'; 257], b"ustar".to_vec(), vec![0; 2000]].concat();
+    let archive = || ContextSource::Archive { start: tar[..512].to_vec() };
+    let text = || DockerfileSource::Bytes(b"FROM scratch".to_vec());
+    let rows: [(&str, &[u8], ContextSource, DockerfileSource); 12] = [
+        ("-", &tar, archive(), DockerfileSource::Default),
+        ("-f sub/D -", &tar, archive(), inside("sub/D")),
+        ("-", b"FROM scratch", ContextSource::Empty, text()),
+        ("-f - /", b"FROM scratch", ContextSource::Folder("/".into()), text()),
+        ("-f - https://h/a.git", b"FROM scratch", git("https://h/a.git"), text()),
+        ("-f sub/D https://h/a.git#v1:x", b"", git("https://h/a.git#v1:x"), inside("sub/D")),
+        ("git@h:a/b.git", b"", git("git@h:a/b.git"), DockerfileSource::Default),
+        ("ssh://git@h/a", b"", git("ssh://git@h/a"), DockerfileSource::Default),
+        ("git://h/a?branch=b", b"", git("git://h/a?branch=b"), DockerfileSource::Default),
+        ("github.com/a/b", b"", git("github.com/a/b"), DockerfileSource::Default),
+        ("https://h/a.tar.gz", b"", http("https://h/a.tar.gz"), DockerfileSource::Default),
+        ("-f https://h/D /", b"", ContextSource::Folder("/".into()), DockerfileSource::Http("https://h/D".into())),
+    ];
+    for (line, stdin, context, dockerfile) in rows {
+        let request = meant(line, &[], stdin).unwrap_or_else(|error| panic!("{line}: {error}"));
+        assert_eq!((request.context, request.dockerfile), (context, dockerfile), "{line}");
+    }
+    let long = [b"FROM scratch\n".to_vec(), b"# comment\n".repeat(100)].concat();
+    assert_eq!(meant("-", &[], &long).unwrap().dockerfile, DockerfileSource::Bytes(long));
+}
+
+#[test]
+fn named_contexts() {
+    let files = |source| NamedSource::Files(source);
+    let layout = |image| NamedSource::Layout { folder: "/".into(), image };
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let rows = [
+        ("a=/", "a", files(ContextSource::Folder("/".into()))),
+        ("docker.io/library/alpine:latest=/", "alpine", files(ContextSource::Folder("/".into()))),
+        ("alpine:3=docker-image://busybox:1", "alpine:3", NamedSource::Image(Reference::parse("busybox:1").unwrap())),
+        ("a=https://h/a.git#v1", "a", files(ContextSource::Git("https://h/a.git#v1".into()))),
+        ("a=https://h/a.tar", "a", files(ContextSource::Http("https://h/a.tar".into()))),
+        ("a=oci-layout:///", "a", layout(LayoutImage::Default)),
+        ("a=oci-layout:///:v1", "a", layout(LayoutImage::Tag("v1".into()))),
+        (&format!("a=oci-layout:///@{digest}"), "a", layout(LayoutImage::Digest(digest.parse().unwrap()))),
+    ];
+    for (text, name, source) in rows {
+        let request = meant(&format!("--build-context {text} /"), &[], b"").unwrap_or_else(|error| panic!("{text}: {error}"));
+        assert_eq!(request.named_contexts, [(name.to_owned(), source)], "{text}");
+    }
+    let request = meant("--build-context a=/ --build-context b=/ --build-context a=/tmp /", &[], b"").unwrap();
+    assert_eq!(request.named_contexts.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["b", "a"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod archive;
 mod args;
 mod build;
 mod clock;
+mod contexts;
 mod environment;
 pub(crate) mod exit;
 mod grants;

@@ -13,7 +13,7 @@ use crate::request::DockerfileSource;
 fn key(context: &Context) -> Result<[u8; 32], FileError> {
     let op = CopyOp {
         parent: None,
-        from: CopyFrom::Context,
+        from: CopyFrom::Context(kiln_frontend::graph::ContextId::Main),
         sources: vec![CopySource::Path(".".to_owned())],
         dest: ImagePath::root(),
         dest_is_dir: true,

@@ -1,12 +1,14 @@
 //! Hides which files the Dockerfile and its ignore file are, and keeps a context from leading to files outside of it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use kiln_frontend::ignore::PatternMatcher;
+use kiln_oci::path::ImagePath;
 use kiln_store::rootdir::RootDir;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -45,6 +47,8 @@ pub struct IgnoreText {
 pub fn read_dockerfile(dir: &Path, source: &DockerfileSource) -> Result<DockerfileText, ContextError> {
     let what = "the Dockerfile";
     match source {
+        // An address is fetched by whoever knows how; then it is bytes.
+        DockerfileSource::Http(_) => Err(ContextError::NoDockerfile { dir: dir.to_owned() }),
         DockerfileSource::Bytes(bytes) => Ok(DockerfileText { path: None, name: "Dockerfile".to_owned(), bytes: bytes.clone() }),
         DockerfileSource::Path(path) => {
             let bytes = read_below(CWD, path, ResolveFlags::empty()).map_err(|cause| ContextError::Text {
@@ -53,6 +57,14 @@ pub fn read_dockerfile(dir: &Path, source: &DockerfileSource) -> Result<Dockerfi
                 cause,
             })?;
             Ok(DockerfileText { path: Some(path.clone()), name: path.display().to_string(), bytes })
+        }
+        DockerfileSource::InContext(path) => {
+            let root = RootDir::open(dir).map_err(ContextError::Open)?;
+            let relative = ImagePath::new(path.as_os_str().as_encoded_bytes());
+            let name = Path::new(OsStr::from_bytes(relative.relative()));
+            let bytes = read_below(root.as_fd(), name, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
+                .map_err(|cause| ContextError::Text { what, path: path.clone(), cause })?;
+            Ok(DockerfileText { path: None, name: path.display().to_string(), bytes })
         }
         DockerfileSource::Default => {
             let root = RootDir::open(dir).map_err(ContextError::Open)?;

@@ -26,6 +26,7 @@ use kiln_store::view::{View, ViewError};
 
 use crate::context::ContextError;
 
+pub(crate) use archive::{ArchiveError, begins_as_archive, unpack_all};
 pub use copy::{CopyStats, copy};
 pub use select::selection_key;
 pub use source::SourceTree;
@@ -34,7 +35,7 @@ pub use source::SourceTree;
 pub fn whole(path: &ImagePath) -> CopyOp {
     CopyOp {
         parent: None,
-        from: CopyFrom::Context,
+        from: CopyFrom::Context(kiln_frontend::graph::ContextId::Main),
         sources: vec![CopySource::Path(String::from_utf8_lossy(path.as_bytes()).into_owned())],
         dest: path.clone(),
         dest_is_dir: false,

@@ -318,6 +318,11 @@ fn nat64(octets: &[u8; 16]) -> Option<std::net::Ipv4Addr> {
     octets.starts_with(&prefix).then(|| std::net::Ipv4Addr::new(octets[12], octets[13], octets[14], octets[15]))
 }
 
+/// The same for an address as text.
+pub(crate) fn name_of_address(url: &str) -> Vec<u8> {
+    Url::parse(url).map_or_else(|_| b"__unnamed__".to_vec(), |address| name_of(&address))
+}
+
 /// The name that BuildKit's frontend gives the file (dockerfile2llb, `path.Base(u.Path)`).
 fn name_of(address: &Url) -> Vec<u8> {
     let path = percent_decode(address.path().as_bytes());
@@ -329,7 +334,7 @@ fn name_of(address: &Url) -> Vec<u8> {
     }
 }
 
-fn percent_decode(text: &[u8]) -> Vec<u8> {
+pub(crate) fn percent_decode(text: &[u8]) -> Vec<u8> {
     let digit = |b: Option<&u8>| b.and_then(|b| char::from(*b).to_digit(16)).and_then(|d| u8::try_from(d).ok());
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;

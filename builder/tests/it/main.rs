@@ -7,6 +7,7 @@ mod cli;
 mod comparer;
 mod concurrency;
 mod conformance;
+mod contexts;
 mod errors;
 mod interop;
 mod interrupted;

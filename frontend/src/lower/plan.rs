@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
 
-use super::{BaseRequest, Bases, LowerOptions};
+use super::{BaseRequest, Bases, LowerOptions, NamedKind, context_name};
 use crate::Parsed;
 use crate::diagnostic::{Diagnostic, nearest};
 use crate::expand::{Env, Lexer};
+use crate::graph::ContextId;
 use crate::instruction::{Instruction, Kind, Stage, parse_trigger};
 use crate::lint::Rule;
 use crate::source::Span;
@@ -20,6 +21,8 @@ pub(super) enum Base {
     Scratch,
     Node(usize),
     Image(Reference),
+    /// The files of a named context.
+    Context(ContextId),
 }
 
 /// An instruction and what it takes files from.
@@ -48,6 +51,8 @@ pub(super) struct Node {
     pub total: usize,
     /// Whether this is a stage of the file.
     pub declared: bool,
+    /// Whether a named context has taken the place of the stage, whose instructions are of no meaning then.
+    pub replaced: bool,
     on_build_done: bool,
 }
 
@@ -89,6 +94,9 @@ impl<'a> Plan<'a> {
         }
         plan.target = plan.find_target().map_err(|e| vec![e])?;
         for index in 0..parsed.dockerfile.stages.len() {
+            if plan.nodes[index].replaced {
+                continue;
+            }
             for instruction in &parsed.dockerfile.stages[index].instructions {
                 match plan.command(instruction.clone(), false) {
                     Ok(command) => plan.nodes[index].commands.push(command),
@@ -192,17 +200,18 @@ impl<'a> Plan<'a> {
             platform = Platform::parse(&expanded.text)
                 .map_err(|error| Diagnostic::error(format!("failed to parse platform {written}: {error}")).at(stage.span))?;
         }
-        let base_node = self.find_name(&base.text);
-        let from = match base_node {
-            Some(node) => Base::Node(node),
-            None if base.text == "scratch" => Base::Scratch,
-            None => Base::Image(self.reference(&base.text, stage.span)?),
+        let own = stage.name.as_deref().and_then(|name| self.named_context(name));
+        let replaced = own.is_some();
+        let from = match (own, self.find_name(&base.text)) {
+            (Some(context), _) => context,
+            (None, Some(node)) => Base::Node(node),
+            (None, None) => self.outside(&base.text, stage.span)?,
         };
         if let Base::Node(node) = from {
             platform = self.nodes[node].platform.clone();
         }
         let counted = |i: &Instruction| matches!(i.kind, Kind::Add(_) | Kind::Copy(_) | Kind::Run(_) | Kind::Workdir(_));
-        let steps = stage.instructions.iter().filter(|i| counted(i)).count();
+        let steps = if replaced { 0 } else { stage.instructions.iter().filter(|i| counted(i)).count() };
         Ok(Node {
             label: stage.name.clone().unwrap_or_else(|| format!("stage-{index}")),
             name: stage.name.clone(),
@@ -213,7 +222,29 @@ impl<'a> Plan<'a> {
             span: stage.span,
             commands: Vec::new(),
             declared: true,
-            on_build_done: false,
+            replaced,
+            on_build_done: replaced,
+        })
+    }
+
+    /// What a name stands for that no stage has: a named context, or an image.
+    fn outside(&self, text: &str, span: Span) -> Result<Base, Diagnostic> {
+        if text == "scratch" {
+            return Ok(Base::Scratch);
+        }
+        match self.named_context(text) {
+            Some(base) => Ok(base),
+            None => Ok(Base::Image(self.reference(text, span)?)),
+        }
+    }
+
+    /// The context of a name; the last of equal names.
+    fn named_context(&self, text: &str) -> Option<Base> {
+        let wanted = context_name(&text.to_lowercase())?;
+        let index = self.options.contexts.iter().rposition(|c| context_name(&c.name).is_some_and(|name| name == wanted))?;
+        Some(match &self.options.contexts[index].kind {
+            NamedKind::Files => Base::Context(ContextId::Named(index)),
+            NamedKind::Image(reference) => Base::Image(reference.clone()),
         })
     }
 
@@ -332,7 +363,7 @@ impl<'a> Plan<'a> {
         if let Some(node) = self.find_name(name) {
             return Ok(node);
         }
-        let base = if name == "scratch" { Base::Scratch } else { Base::Image(self.reference(name, span)?) };
+        let base = self.outside(name, span)?;
         self.nodes.push(Node {
             name: None,
             label: String::new(),
@@ -343,6 +374,7 @@ impl<'a> Plan<'a> {
             commands: Vec::new(),
             total: 0,
             declared: false,
+            replaced: false,
             on_build_done: false,
         });
         Ok(self.nodes.len() - 1)
@@ -451,7 +483,7 @@ impl<'a> Plan<'a> {
     /// The `ONBUILD` texts that a stage's base holds for it.
     fn triggers(&self, index: usize, bases: &Bases) -> Vec<String> {
         match &self.nodes[index].base {
-            Base::Scratch => Vec::new(),
+            Base::Scratch | Base::Context(_) => Vec::new(),
             Base::Image(reference) => bases
                 .get(reference, &self.nodes[index].platform)
                 .map(|image| image.config.config.on_build.clone())

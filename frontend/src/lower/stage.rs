@@ -16,13 +16,15 @@ use super::text::{list, quote_health, quote_list, step_name, upper_first_word};
 use super::{Bases, LowerOptions, ports, validate};
 use crate::diagnostic::{Diagnostic, nearest};
 use crate::expand::{Env, Expansion, Lexer, split_pair};
-use crate::graph::{Graph, ImageOp, Input, Op, Vertex, VertexId, WorkdirOp};
+use crate::graph::{ContextId, ContextOp, CopyFrom, Graph, ImageOp, Input, Op, Vertex, VertexId, WorkdirOp};
 use crate::instruction::{Arg, CommandLine, HealthcheckSpec, Instruction, Kind, Pair};
 use crate::lint::{Rule, names_a_secret};
 use crate::source::Span;
 
 /// What BuildKit writes into each history entry.
 const COMMENT: &str = "buildkit.dockerfile.v0";
+/// What BuildKit writes into the entry of a layer that no instruction made.
+const EXPORTER_COMMENT: &str = "buildkit.exporter.image.v0";
 /// The search path of an image that sets none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -96,7 +98,7 @@ impl Lowering<'_> {
                 (stage.cmd, stage.entrypoint, stage.healthcheck) = (None, None, None);
                 stage
             }
-            Base::Scratch => {
+            Base::Scratch | Base::Context(_) => {
                 let mut stage = Stage::empty(&self.options.target_platform);
                 stage.config.config.working_dir = "/".to_owned();
                 stage
@@ -109,6 +111,9 @@ impl Lowering<'_> {
         stage.index = 0;
         if let Base::Image(reference) = &node.base {
             self.start_from_image(&mut stage, node, reference);
+        }
+        if let Base::Context(context) = node.base {
+            self.start_from_context(&mut stage, node, context);
         }
         let config = &mut stage.config.config;
         if !config.env.iter().any(|text| split_pair(text).0 == "PATH") {
@@ -159,6 +164,26 @@ impl Lowering<'_> {
             None => self.push(stage, name, node.span, false, Op::Image(op)),
         };
         stage.parent = Some(id);
+    }
+
+    fn start_from_context(&mut self, stage: &mut Stage, node: &Node, context: ContextId) {
+        let op = ContextOp { context };
+        let name = format!("[context {}] load from client", self.context_name(context));
+        let same = |vertex: &Vertex| matches!(&vertex.op, Op::Context(other) if *other == op);
+        let id = match self.graph.vertices.iter().position(same) {
+            Some(index) => VertexId(index),
+            None => self.push(stage, name.clone(), node.span, false, Op::Context(op)),
+        };
+        stage.parent = Some(id);
+        let entry = HistoryEntry { created_by: name, comment: EXPORTER_COMMENT.to_owned(), ..HistoryEntry::default() };
+        stage.history.push(entry);
+    }
+
+    fn context_name(&self, context: ContextId) -> &str {
+        match context {
+            ContextId::Main => "context",
+            ContextId::Named(index) => self.options.contexts.get(index).map_or("context", |context| &context.name),
+        }
     }
 
     fn push(&mut self, stage: &Stage, name: String, span: Span, no_cache: bool, op: Op) -> VertexId {
@@ -424,9 +449,13 @@ impl Lowering<'_> {
         stage.next_name(command.on_build, &upper_first_word(&text))
     }
 
-    /// The file system that a node ends with.
-    fn root_of(&self, node: usize) -> Input {
-        self.done.get(node).and_then(|stage| stage.as_ref()).and_then(|stage| stage.parent)
+    /// Where the files of a node are. Those of a context that no instruction changes are taken from there, so that only
+    /// what is named is ever read.
+    fn files_of(&self, index: usize) -> CopyFrom {
+        match self.plan.nodes.get(index) {
+            Some(Node { base: Base::Context(context), commands, .. }) if commands.is_empty() => CopyFrom::Context(*context),
+            _ => CopyFrom::Vertex(self.done.get(index).and_then(|stage| stage.as_ref()).and_then(|stage| stage.parent)),
+        }
     }
 }
 

@@ -59,6 +59,20 @@ pub(super) enum Address {
     Git,
 }
 
+/// The address with its credentials made unreadable, as BuildKit writes it (`util/urlutil`). The user of a git address that
+/// speaks SSH is no secret.
+pub(super) fn redact(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+    let Some((user, _)) = authority.rsplit_once('@') else { return text.to_owned() };
+    let hidden = match user.contains(':') {
+        true => "xxxxx:xxxxx",
+        false if !scheme.starts_with("http") => return text.to_owned(),
+        false => "xxxxx",
+    };
+    format!("{scheme}://{hidden}{}", &rest[user.len()..])
+}
+
 /// Tells paths, web addresses and git repositories apart (BuildKit `util/gitutil`).
 pub(super) fn address(text: &str) -> Address {
     if text.starts_with("git://") || text.starts_with("ssh://") {
@@ -79,6 +93,22 @@ pub(super) fn address(text: &str) -> Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_are_hidden() {
+        let rows = [
+            ("https://u:p@h/a.git#x", "https://xxxxx:xxxxx@h/a.git#x"),
+            ("https://token@h/a", "https://xxxxx@h/a"),
+            ("https://u:p@ss@h/a", "https://xxxxx:xxxxx@h/a"),
+            ("https://h/a@b", "https://h/a@b"),
+            ("ssh://git@h/a", "ssh://git@h/a"),
+            ("ssh://git:p@h/a", "ssh://xxxxx:xxxxx@h/a"),
+            ("git@h:a", "git@h:a"),
+        ];
+        for (text, want) in rows {
+            assert_eq!(redact(text), want);
+        }
+    }
 
     #[test]
     fn signals() {

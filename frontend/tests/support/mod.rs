@@ -8,8 +8,10 @@
 
 use std::fmt::Write as _;
 
-use kiln_frontend::graph::{CopyFrom, CopySource, Input, MountFrom, MountKind, NetworkMode, Op};
-use kiln_frontend::{BaseImage, BaseRequest, Bases, Build, Diagnostic, LowerOptions, Lowered, Parsed, Source, lower, parse};
+use kiln_frontend::graph::{ContextId, CopyFrom, CopySource, Input, MountFrom, MountKind, NetworkMode, Op};
+use kiln_frontend::{
+    BaseImage, BaseRequest, Bases, Build, Diagnostic, LowerOptions, Lowered, NamedContext, Parsed, Source, lower, parse,
+};
 use kiln_oci::config::{HistoryEntry, ImageConfig};
 use kiln_oci::digest::{DiffId, Digest};
 use kiln_oci::platform::Platform;
@@ -21,6 +23,7 @@ pub struct Fixture {
     pub target: Option<String>,
     pub labels: Vec<(String, String)>,
     pub no_cache_filter: Vec<String>,
+    pub contexts: Vec<NamedContext>,
 }
 
 impl Fixture {
@@ -31,6 +34,7 @@ impl Fixture {
             target: self.target.clone(),
             labels: self.labels.clone(),
             no_cache_filter: self.no_cache_filter.clone(),
+            contexts: self.contexts.clone(),
             build_platform: amd64.clone(),
             target_platform: amd64,
             ..LowerOptions::default()
@@ -104,10 +108,12 @@ pub fn dump(build: &Build) -> String {
         let name = vertex.name.replace(&"0".repeat(60), "");
         let op = match &vertex.op {
             Op::Image(_) => "image".to_owned(),
+            Op::Context(op) => format!("context {:?}", op.context),
             Op::Workdir(op) => format!("workdir {} {} user={:?}", input(op.parent), op.path, op.user),
             Op::Copy(op) => {
                 let from = match op.from {
-                    CopyFrom::Context => "context".to_owned(),
+                    CopyFrom::Context(ContextId::Main) => "context".to_owned(),
+                    CopyFrom::Context(ContextId::Named(index)) => format!("context-{index}"),
                     CopyFrom::Vertex(id) => input(id),
                 };
                 let sources: Vec<String> = op
@@ -135,7 +141,8 @@ pub fn dump(build: &Build) -> String {
                 }
                 for mount in &op.mounts {
                     let from = |from: MountFrom| match from {
-                        MountFrom::Context => "context".to_owned(),
+                        MountFrom::Context(ContextId::Main) => "context".to_owned(),
+                        MountFrom::Context(ContextId::Named(index)) => format!("context-{index}"),
                         MountFrom::Vertex(id) => input(id),
                     };
                     let kind = match &mount.kind {

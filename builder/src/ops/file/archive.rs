@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::Read;
 
 use kiln_frontend::graph::CopyOp;
 use kiln_oci::path::ImagePath;
@@ -59,20 +60,12 @@ pub(super) fn is_archive(op: &CopyOp, item: &Item<'_>) -> Result<bool, FileError
     let wanted = match item {
         Item::Tree(selected) => op.is_add && op.unpack != Some(false) && selected.place.kind() == Kind::File,
         Item::Fetched(_) => op.is_add && op.unpack == Some(true),
-        Item::Inline { .. } => false,
+        Item::Inline { .. } | Item::Repository(_) => false,
     };
     if !wanted {
         return Ok(false);
     }
-    with_file(item, |file| {
-        let Ok((_, decoder)) = Decoder::detect(file) else { return Ok(false) };
-        match Reader::new(decoder).next_entry() {
-            Ok(entry) => Ok(entry.is_some()),
-            // It has a header of an archive, and one that should be told about.
-            Err(TarError::Refused { .. } | TarError::UnknownType { .. }) => Ok(true),
-            Err(_) => Ok(false),
-        }
-    })
+    with_file(item, |file| Ok(begins_as_archive(file)))
 }
 
 /// Unpacks `item` below `dest`, which is a directory without symbolic links in its path. Owners are the archive's unless
@@ -94,6 +87,29 @@ pub(super) fn unpack(
     })
 }
 
+/// Unpacks all of `archive`, which may be compressed, into the root of `upper`; everything belongs to `owner`.
+pub(crate) fn unpack_all(archive: impl Read, upper: &UpperWriter, owner: Owner) -> Result<(), ArchiveError> {
+    let (_, decoder) = Decoder::detect(archive).map_err(TarError::Io)?;
+    let (dest, made_up) = (ImagePath::root(), Attrs { uid: owner.uid, gid: owner.gid, mode: 0o755, ..Attrs::default() });
+    let mut unpacker = Unpacker {
+        dest: &dest,
+        upper,
+        owner: Some(owner),
+        made_up: &made_up,
+        links: HashMap::new(),
+        parents: HashMap::new(),
+        stats: CopyStats::default(),
+    };
+    unpacker.run(&mut Reader::new(decoder))
+}
+
+/// Whether `file` begins as an archive does, compressed or not.
+pub(crate) fn begins_as_archive(file: impl Read) -> bool {
+    let Ok((_, decoder)) = Decoder::detect(file) else { return false };
+    // What is refused has a header of an archive, and one that should be told about.
+    matches!(Reader::new(decoder).next_entry(), Ok(Some(_)) | Err(TarError::Refused { .. } | TarError::UnknownType { .. }))
+}
+
 fn with_file<T>(item: &Item<'_>, mut work: impl FnMut(&File) -> Result<T, FileError>) -> Result<T, FileError> {
     match item {
         Item::Fetched(file) => work(&file.open()?),
@@ -104,7 +120,7 @@ fn with_file<T>(item: &Item<'_>, mut work: impl FnMut(&File) -> Result<T, FileEr
             }
             _ => Err(FileError::NotFound { path: selected.shown.clone(), hint: None }),
         },
-        Item::Inline { .. } => Err(FileError::NotFound { path: ImagePath::root(), hint: None }),
+        Item::Inline { .. } | Item::Repository(_) => Err(FileError::NotFound { path: ImagePath::root(), hint: None }),
     }
 }
 

@@ -19,7 +19,7 @@ use super::source::{Place, Reader, SourceTree};
 use super::walk::{Visit, Walk};
 use super::{FileError, archive, owner};
 use crate::context::ContextNode;
-use crate::ops::http::Fetched;
+use crate::ops::Fetched;
 
 /// What was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -118,6 +118,16 @@ impl<'c> Copier<'c> {
     }
 
     fn item(&mut self, item: &Item<'_>, dest: &mut Dest) -> Result<(), FileError> {
+        if let Item::Repository(repository) = item {
+            let context = repository.context()?;
+            if let Some(root) = context.root_node() {
+                let place = Place::Context(context, root);
+                let all = Selected { name: Vec::new(), under: Vec::new(), place, shown: ImagePath::root() };
+                let fresh = self.open_dest(&item.shown(), dest)?;
+                self.tree(&all, &dest.path, fresh)?;
+            }
+            return Ok(());
+        }
         if let Item::Tree(selected) = item {
             if self.op.parents {
                 return self.with_parents(selected, dest);
@@ -150,6 +160,8 @@ impl<'c> Copier<'c> {
                 let attrs = self.attrs_of_new(0o644, self.clock);
                 self.single(&item.shown(), &path, Content::Bytes(data), &attrs)?;
             }
+            // That was done above.
+            Item::Repository(_) => {}
             Item::Fetched(file) => {
                 // A server that doesn't say when is taken to mean 1970 (BuildKit source/http).
                 let mtime = file.last_modified.map(super::timestamp).unwrap_or_default();
@@ -401,7 +413,11 @@ fn write_error(from: &str, dest: &ImagePath, cause: UpperError) -> FileError {
 
 impl Item<'_> {
     fn is_dir(&self) -> bool {
-        matches!(self, Item::Tree(selected) if selected.place.kind() == Kind::Dir)
+        match self {
+            Item::Tree(selected) => selected.place.kind() == Kind::Dir,
+            Item::Repository(_) => true,
+            Item::Inline { .. } | Item::Fetched(_) => false,
+        }
     }
 
     /// The name in a destination directory.
@@ -410,6 +426,7 @@ impl Item<'_> {
             Item::Tree(selected) => &selected.name,
             Item::Inline { name, .. } => name.as_bytes(),
             Item::Fetched(file) => &file.name,
+            Item::Repository(_) => b"",
         }
     }
 
@@ -419,6 +436,7 @@ impl Item<'_> {
             Item::Tree(selected) => selected.shown.to_string(),
             Item::Inline { name, .. } => format!("<<{name}"),
             Item::Fetched(file) => file.shown.clone(),
+            Item::Repository(repository) => repository.shown().to_owned(),
         }
     }
 }

@@ -10,14 +10,19 @@ use rayon::prelude::*;
 use super::source::{Place, SourceTree};
 use super::walk::{Visit, Walk};
 use super::{FileError, chmod};
-use crate::ops::http::Fetched;
+use crate::ops::{Fetched, git, http};
 
 /// One thing to place.
 #[derive(Debug)]
 pub(super) enum Item<'a> {
     Tree(Selected<'a>),
-    Inline { name: &'a str, data: &'a [u8] },
-    Fetched(&'a Fetched),
+    Inline {
+        name: &'a str,
+        data: &'a [u8],
+    },
+    Fetched(&'a http::Fetched),
+    /// All files of a commit.
+    Repository(&'a git::Fetched),
 }
 
 /// One match of a path pattern.
@@ -60,6 +65,14 @@ pub fn selection_key(op: &CopyOp, source: &SourceTree<'_>, fetched: &[Fetched]) 
                 key.bytes(file.digest.to_string().as_bytes());
                 // The only time that a key holds: what a server says about a file is part of what it serves.
                 key.bytes(format!("{:?}", file.last_modified.map(super::timestamp)).as_bytes());
+            }
+            Item::Repository(repository) => {
+                key.bytes(b"git");
+                key.bytes(repository.key().as_bytes());
+                // Elsewhere it shows in what is selected.
+                for pattern in &op.exclude {
+                    key.bytes(pattern.as_bytes());
+                }
             }
             Item::Tree(selected) => tree(&mut key, &selected, op.parents, &exclude)?,
         }
@@ -187,8 +200,11 @@ pub(super) fn items<'a>(op: &'a CopyOp, source: &SourceTree<'a>, fetched: &'a [F
             CopySource::Path(pattern) => matches(*source, pattern, &mut out)?,
             CopySource::Inline { name, data } => out.push(Item::Inline { name, data }),
             CopySource::Http(url) | CopySource::Git(url) => {
-                let file = fetched.iter().find(|f| f.url == *url);
-                out.push(Item::Fetched(file.ok_or_else(|| FileError::NotFetched { url: url.clone() })?));
+                let found = fetched.iter().find(|f| f.url() == *url);
+                out.push(match found.ok_or_else(|| FileError::NotFetched { url: git::redact(url) })? {
+                    Fetched::File(file) => Item::Fetched(file),
+                    Fetched::Repository(repository) => Item::Repository(repository),
+                });
             }
         }
     }

@@ -233,7 +233,7 @@ impl Lab {
     }
 
     /// Copies to the base and gives the layer's directory, without stacking it.
-    fn copy(&mut self, op: &CopyOp, fetched: &[crate::ops::http::Fetched]) -> Result<PathBuf, FileError> {
+    fn copy(&mut self, op: &CopyOp, fetched: &[crate::ops::Fetched]) -> Result<PathBuf, FileError> {
         let path = tempfile::tempdir_in(self.temp.path()).unwrap().keep();
         let view = View::new(&self.layers).unwrap();
         let mut upper = UpperWriter::new(RootDir::open(&path).unwrap(), view.clone(), WhiteoutStyle::Device).unwrap();
@@ -260,7 +260,7 @@ impl Lab {
                 true => (line.replace("--from ", ""), SourceTree::View(&view)),
                 false => (line.to_owned(), SourceTree::Context(&context)),
             };
-            let op = op(&line, CopyFrom::Context);
+            let op = op(&line, CopyFrom::Context(kiln_frontend::graph::ContextId::Main));
             let key = selection_key(&op, &source, &[])?;
             copy(&op, &source, &view, &mut upper, &[], clock(), &mut |text| self.warnings.push(text))?;
             // Copying changes nothing of what the key is about.

@@ -177,6 +177,22 @@ pub(crate) fn dockerd() -> Result<&'static Dockerd, &'static str> {
     SHARED.as_ref().map_err(String::as_str)
 }
 
+/// git's own server on loopback, for the repositories below a folder.
+#[derive(Debug)]
+pub(crate) struct GitServer(Server);
+
+impl GitServer {
+    pub(crate) fn start(folder: &Path) -> GitServer {
+        let path = folder.to_str().expect("a served folder's name is text");
+        GitServer(Server::start(&["git", path]).unwrap_or_else(|e| panic!("no git daemon: {e}")))
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub(crate) fn host(&self) -> &str {
+        self.0.fact("host").expect("a git daemon says its host")
+    }
+}
+
 /// A file server on loopback.
 #[derive(Debug)]
 pub(crate) struct FileServer(Server);

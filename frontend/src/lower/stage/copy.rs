@@ -2,11 +2,11 @@
 
 use kiln_oci::digest::Digest;
 
-use super::super::validate::{Address, address, check_mode};
+use super::super::validate::{Address, address, check_mode, redact};
 use super::{Lowering, Outcome, Stage};
 use crate::diagnostic::Diagnostic;
 use crate::expand::Lexer;
-use crate::graph::{CopyFrom, CopyOp, CopySource, Op};
+use crate::graph::{Checksum, ContextId, CopyFrom, CopyOp, CopySource, Op};
 use crate::instruction::Transfer;
 use crate::lint::Rule;
 use crate::lower::plan::Command;
@@ -31,12 +31,7 @@ impl Lowering<'_> {
                     CopySource::Path(path.clone())
                 }
                 (Address::Http, true) => CopySource::Http(path.clone()),
-                (Address::Git, true) => {
-                    let hint = "clone it in a RUN, or hand it in as the build context";
-                    return Err(
-                        Diagnostic::error(format!("ADD of a git repository is not supported yet: {path}")).with_hint(hint)
-                    );
-                }
+                (Address::Git, true) => CopySource::Git(path.clone()),
                 (Address::Http, false) => {
                     return Err(Diagnostic::error("source can't be a URL for COPY").with_hint("use ADD to download"));
                 }
@@ -45,7 +40,8 @@ impl Lowering<'_> {
                 }
             });
         }
-        let mut texts = paths;
+        // The history and the progress are for everybody to read.
+        let mut texts: Vec<String> = paths.iter().map(|path| redact(path)).collect();
         for inline in &t.inline {
             // Bodies are expanded with `\` as the escape character, whatever the file uses, and keep their quotes.
             let lexer = Lexer { ignore_quotes: true, ..Lexer::new('\\') };
@@ -69,8 +65,8 @@ impl Lowering<'_> {
         words.push(dest.clone());
 
         let from = match command.sources.first() {
-            Some(Some(node)) => CopyFrom::Vertex(self.root_of(*node)),
-            _ => CopyFrom::Context,
+            Some(Some(node)) => self.files_of(*node),
+            _ => CopyFrom::Context(ContextId::Main),
         };
         let is_dir = dest.is_empty() || dest.ends_with('/') || dest == "." || dest.ends_with("/.");
         let op = CopyOp {
@@ -90,7 +86,10 @@ impl Lowering<'_> {
             checksum,
             keep_git_dir: t.keep_git_dir,
         };
-        let name = self.step(stage, command, None);
+        let mut name = self.step(stage, command, None);
+        for path in paths.iter().filter(|path| redact(path) != **path) {
+            name = name.replace(path, &redact(path));
+        }
         stage.parent = Some(self.push(stage, name, i.span, stage.no_cache, Op::Copy(op)));
         stage.commit_layer(format!("{} # buildkit", words.join(" ")));
         Ok(())
@@ -107,14 +106,20 @@ impl Lowering<'_> {
     }
 }
 
-fn parse_checksum(text: &str, sources: &[CopySource]) -> Outcome<Option<Digest>> {
+fn parse_checksum(text: &str, sources: &[CopySource]) -> Outcome<Option<Checksum>> {
     if text.is_empty() {
         return Ok(None);
     }
     match sources {
         [CopySource::Http(_)] => {}
+        [CopySource::Git(_)] => {
+            let is_commit = text.len() <= 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+            let wrong = || Diagnostic::error(format!("--checksum: {text:?} is not the beginning of a git commit's id"));
+            return if is_commit { Ok(Some(Checksum::Commit(text.to_lowercase()))) } else { Err(wrong()) };
+        }
         [_] => return Err(Diagnostic::error("checksum requires HTTP(S) or Git sources")),
         _ => return Err(Diagnostic::error("checksum can't be specified for multiple sources")),
     }
-    Digest::parse(text).map(Some).map_err(|error| Diagnostic::error(format!("--checksum: {error}")))
+    let digest = Digest::parse(text).map(Checksum::Digest);
+    digest.map(Some).map_err(|error| Diagnostic::error(format!("--checksum: {error}")))
 }

@@ -7,8 +7,8 @@ use super::super::text::run_command;
 use super::{Lowering, Outcome, Stage};
 use crate::diagnostic::Diagnostic;
 use crate::graph::{
-    BindMount, CacheMount, ExecOp, InlineFile, Input, Mount, MountFrom, MountKind, NetworkMode, Op, SecretMount, SecurityMode,
-    SshMount,
+    BindMount, CacheMount, ContextId, CopyFrom, ExecOp, InlineFile, Mount, MountFrom, MountKind, NetworkMode, Op, SecretMount,
+    SecurityMode, SshMount,
 };
 use crate::heredoc::{Heredoc, summary};
 use crate::instruction::{CommandLine, MountSpec, MountType, Run, parse_mount};
@@ -114,7 +114,10 @@ impl Lowering<'_> {
         let mut out = Vec::new();
         for (text, source) in run.mounts.iter().zip(&command.sources) {
             let spec = parse_mount(text, &mut |value| self.word(stage, &command.instruction, value))?;
-            let from = source.map(|node| self.root_of(node));
+            let from = source.map(|node| match self.files_of(node) {
+                CopyFrom::Context(context) => MountFrom::Context(context),
+                CopyFrom::Vertex(input) => MountFrom::Vertex(input),
+            });
             let agents = out.iter().filter(|mount: &&Mount| matches!(mount.kind, MountKind::Ssh(_))).count();
             out.push(self.mount(stage, &spec, from, agents)?);
         }
@@ -122,7 +125,7 @@ impl Lowering<'_> {
     }
 
     /// `from` is the file system that the mount names, if it names one; `agents` mounts of agents come before it.
-    fn mount(&self, stage: &Stage, spec: &MountSpec, from: Option<Input>, agents: usize) -> Outcome<Mount> {
+    fn mount(&self, stage: &Stage, spec: &MountSpec, from: Option<MountFrom>, agents: usize) -> Outcome<Mount> {
         let secret = secret_id(spec);
         let target = match spec.kind {
             _ if !spec.target.is_empty() => spec.target.clone(),
@@ -157,7 +160,7 @@ impl Lowering<'_> {
             MountType::Cache => MountKind::Cache(CacheMount {
                 id: self.cache_id(spec, &target),
                 sharing: spec.sharing.unwrap_or_default(),
-                from: from.map(MountFrom::Vertex),
+                from,
                 source,
                 mode: spec.mode.unwrap_or(0o755),
                 uid: spec.uid.unwrap_or(0),
@@ -165,7 +168,7 @@ impl Lowering<'_> {
                 readonly: spec.readonly,
             }),
             MountType::Bind => MountKind::Bind(BindMount {
-                from: from.map_or(MountFrom::Context, MountFrom::Vertex),
+                from: from.unwrap_or(MountFrom::Context(ContextId::Main)),
                 source,
                 writable: !spec.readonly,
             }),

@@ -149,7 +149,8 @@ fn a_fetched_file_is_placed_or_unpacked() {
     });
     let mut lab = Lab::new();
     let store = kiln_store::Store::open(&lab.temp.path().join("store")).unwrap();
-    let fetched = [crate::ops::http::fetch(&url, &store, None, &crate::grant::Grants::default(), &|_, _| {}).unwrap()];
+    let none = crate::grant::Grants::default();
+    let fetched = [crate::ops::Fetched::File(crate::ops::http::fetch(&url, &store, None, &none, &|_, _| {}).unwrap())];
     for (line, expected) in [
         ("ADD /n", &["f n 600 0:0 TAR"][..]),
         ("ADD /n/", &["d n 755 0:0 @clock", "f n/some file 600 0:0 TAR"]),
@@ -157,7 +158,7 @@ fn a_fetched_file_is_placed_or_unpacked() {
         ("ADD --chmod=755 --chown=3:4 /n", &["f n 755 3:4 TAR"]),
         ("ADD --unpack=true /n", &["d n 755 0:0 @clock", "f n/in 644 7:8 I"]),
     ] {
-        let mut op = op(line, CopyFrom::Context);
+        let mut op = op(line, CopyFrom::Context(kiln_frontend::graph::ContextId::Main));
         op.sources = vec![CopySource::Http(url.clone())];
         let rows = lab.copy(&op, &fetched).unwrap();
         let tar = String::from_utf8(tar.clone()).unwrap();

@@ -59,7 +59,7 @@ fn a_key_holds_what_is_copied_and_nothing_else() {
     ];
     for (what, change, changes) in rows {
         let lab = Lab::new();
-        let copy = op("COPY dir /x", CopyFrom::Context);
+        let copy = op("COPY dir /x", CopyFrom::Context(kiln_frontend::graph::ContextId::Main));
         let key = || selection_key(&copy, &SourceTree::Context(&lab.context()), &[]).unwrap();
         let before = key();
         change(&lab.context_dir());
@@ -67,7 +67,14 @@ fn a_key_holds_what_is_copied_and_nothing_else() {
     }
     // Where a source lies is of no meaning, only what it is called; and of a directory not even that.
     let lab = Lab::new();
-    let key = |line: &str| selection_key(&op(line, CopyFrom::Context), &SourceTree::Context(&lab.context()), &[]).unwrap();
+    let key = |line: &str| {
+        selection_key(
+            &op(line, CopyFrom::Context(kiln_frontend::graph::ContextId::Main)),
+            &SourceTree::Context(&lab.context()),
+            &[],
+        )
+        .unwrap()
+    };
     plant(&lab.context_dir(), "f deep/er/b 600 0:0 B\nf deep/c 600 0:0 B");
     assert_eq!(key("COPY b /x/"), key("COPY deep/er/b /x/"));
     assert_ne!(key("COPY b /x/"), key("COPY deep/c /x/"));

@@ -1,0 +1,117 @@
+//! Hides where a context comes from: a folder of the user's, an archive, an address or a repository ends up as a folder.
+
+use std::fs::File;
+use std::io::{self, Cursor, Read};
+use std::path::{Path, PathBuf};
+
+use kiln_store::Prepared;
+use kiln_store::layer::upper::UpperWriter;
+use kiln_store::layer::whiteout::WhiteoutStyle;
+use kiln_store::owner::Owner;
+use kiln_store::rootdir::RootDir;
+use kiln_store::view::View;
+
+use super::ContextError;
+use crate::engine::Engine;
+use crate::event::Task;
+use crate::grant::Grants;
+use crate::ops::file::{begins_as_archive, unpack_all};
+use crate::ops::git::{self, Checkout, GitEnvironment, Origin};
+use crate::ops::http;
+use crate::request::ContextSource;
+
+/// A text at an address is a Dockerfile, and those are not larger.
+const MAX_TEXT: u64 = 16 << 20;
+
+/// A context that is a folder now, for as long as the value lives.
+#[derive(Debug)]
+pub(crate) struct Located {
+    folder: PathBuf,
+    origin: Kept,
+    /// What an address gave that is no archive.
+    pub(crate) text: Option<Vec<u8>>,
+}
+
+/// What keeps a folder.
+#[derive(Debug)]
+enum Kept {
+    User,
+    Draft { _draft: Prepared },
+    Checkout { _checkout: Checkout },
+}
+
+impl Located {
+    /// The folder.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Whether it's the user's own, so that its ignore file counts and its files are likely to be there the next time. What was
+    /// fetched or unpacked is taken whole.
+    pub(crate) fn is_users(&self) -> bool {
+        matches!(self.origin, Kept::User)
+    }
+
+    fn draft(draft: Prepared, text: Option<Vec<u8>>) -> Self {
+        Self { folder: draft.upper.clone(), origin: Kept::Draft { _draft: draft }, text }
+    }
+}
+
+/// Makes a folder of `source`. `keep_git_dir` is for repositories that don't say.
+pub(crate) fn locate(
+    engine: &Engine,
+    source: &ContextSource,
+    environment: &GitEnvironment,
+    keep_git_dir: bool,
+    task: Option<&Task>,
+) -> Result<Located, ContextError> {
+    match source {
+        ContextSource::Folder(folder) => Ok(Located { folder: folder.clone(), origin: Kept::User, text: None }),
+        ContextSource::Empty => Ok(Located::draft(engine.store.layers().prepare(None)?, None)),
+        ContextSource::Archive { start } => {
+            let archive = Cursor::new(start.clone()).chain(io::stdin());
+            Ok(Located::draft(unpack(engine, archive, "-")?, None))
+        }
+        ContextSource::Http(url) => {
+            let fetched = http::fetch(url, &engine.store, None, &Grants::default(), &|done, total| {
+                task.into_iter().for_each(|task| task.status("downloading", done, total));
+            })?;
+            if begins_as_archive(fetched.open()?) {
+                return Ok(Located::draft(unpack(engine, fetched.open()?, &fetched.shown)?, None));
+            }
+            let text = read_text(fetched.open()?).map_err(|cause| http::HttpError::Body { url: fetched.shown.clone(), cause })?;
+            Ok(Located::draft(engine.store.layers().prepare(None)?, Some(text)))
+        }
+        ContextSource::Git(url) => {
+            let setting = git::Setting { store: &engine.store, environment, cancel: &engine.cancel, origin: Origin::CommandLine };
+            let keep = keep_git_dir.then_some(true);
+            let found = git::Fetched::find(url, None, keep, &setting)?;
+            if let Some(task) = task {
+                task.status_done(&format!("{} {}", found.shown(), found.commit()), 0, None);
+            }
+            let checkout = found.check_out()?;
+            Ok(Located { folder: checkout.folder().to_owned(), origin: Kept::Checkout { _checkout: checkout }, text: None })
+        }
+    }
+}
+
+fn read_text(file: File) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    file.take(MAX_TEXT + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_TEXT {
+        return Err(io::Error::other("it is neither an archive nor a Dockerfile, which is at most 16 MiB"));
+    }
+    Ok(text)
+}
+
+/// Unpacks an archive into a folder of its own. In a context everything is root's, whoever owns it on disk.
+fn unpack(engine: &Engine, archive: impl Read, shown: &str) -> Result<Prepared, ContextError> {
+    let draft = engine.store.layers().prepare(None)?;
+    let dir = RootDir::open(&draft.upper).map_err(ContextError::Open)?;
+    let failed = |cause| ContextError::Upper { shown: shown.to_owned(), cause };
+    let upper = UpperWriter::new(dir, View::empty(), WhiteoutStyle::default()).map_err(failed)?;
+    let owner = Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+    unpack_all(archive, &upper, owner).map_err(|cause| ContextError::Archive { shown: shown.to_owned(), cause })?;
+    upper.finish().map_err(failed)?;
+    Ok(draft)
+}

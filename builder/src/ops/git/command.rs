@@ -1,0 +1,181 @@
+//! Hides how the host's `git` is run: with no configuration but ours, no hooks, no questions, and an end when the build ends.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use kiln_runner::Cancel;
+
+use super::GitError;
+use super::address::{GitAddress, Origin, Transport};
+
+/// What git needs to know of the process's environment (the search path, proxies, the ssh agent): the command hands it in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GitEnvironment(pub Vec<(String, OsString)>);
+
+/// The variables that [`GitEnvironment`] is made of.
+pub const PASSED_ON: [&str; 12] = [
+    "PATH",
+    "SSH_AUTH_SOCK",
+    "http_proxy",
+    "https_proxy",
+    "HTTPS_PROXY",
+    "all_proxy",
+    "ALL_PROXY",
+    "no_proxy",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "GIT_SSL_CAINFO",
+];
+
+/// Runs git for one address.
+#[derive(Debug)]
+pub(super) struct Git<'a> {
+    pub(super) address: &'a GitAddress,
+    pub(super) origin: Origin,
+    pub(super) environment: &'a GitEnvironment,
+    pub(super) cancel: &'a Cancel,
+    /// An empty folder: git's home.
+    pub(super) home: &'a Path,
+}
+
+impl Git<'_> {
+    /// Runs `git ARGS` in `folder` and gives what it writes to standard output.
+    pub(super) fn run<S: AsRef<OsStr>>(&self, operation: &'static str, folder: &Path, args: &[S]) -> Result<Vec<u8>, GitError> {
+        self.run_with(operation, folder, &[], args)
+    }
+
+    /// The same with more configuration.
+    pub(super) fn run_with<S: AsRef<OsStr>>(
+        &self,
+        operation: &'static str,
+        folder: &Path,
+        settings: &[&str],
+        args: &[S],
+    ) -> Result<Vec<u8>, GitError> {
+        let mut command = self.command(folder, settings);
+        command.args(args);
+        let Output { status, stdout, stderr } = match self.finish(command) {
+            Ok(Some(finished)) => finished,
+            Ok(None) => return Err(GitError::Interrupted),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(GitError::NoGit { url: self.address.shown().to_owned() });
+            }
+            Err(cause) => return Err(GitError::Start { cause }),
+        };
+        if status.success() {
+            return Ok(stdout);
+        }
+        let said = String::from_utf8_lossy(&stderr).into_owned();
+        Err(GitError::Failed { operation, url: self.address.shown().to_owned(), said: last_line(&said) })
+    }
+
+    fn command(&self, folder: &Path, settings: &[&str]) -> Command {
+        let mut command = Command::new("git");
+        command.env_clear().current_dir(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let from_dockerfile = self.origin == Origin::Dockerfile;
+        for (name, value) in &self.environment.0 {
+            // A Dockerfile is not the one whose keys these are.
+            if !(from_dockerfile && name == "SSH_AUTH_SOCK") {
+                command.env(name, value);
+            }
+        }
+        let own_keys = if from_dockerfile { " -oIdentitiesOnly=yes -oIdentityFile=/dev/null -oIdentityAgent=none" } else { "" };
+        let ssh = format!("ssh -F /dev/null -oBatchMode=yes{own_keys}");
+        let fixed = [
+            ("GIT_CONFIG_NOSYSTEM", "1"),
+            ("GIT_CONFIG_GLOBAL", "/dev/null"),
+            ("GIT_CONFIG_SYSTEM", "/dev/null"),
+            ("GIT_ATTR_NOSYSTEM", "1"),
+            ("GIT_TERMINAL_PROMPT", "0"),
+            ("GIT_ASKPASS", "true"),
+            ("GIT_OPTIONAL_LOCKS", "0"),
+            ("GIT_SSH_COMMAND", ssh.as_str()),
+            ("LC_ALL", "C"),
+        ];
+        command.envs(fixed).env("HOME", self.home).env("XDG_CONFIG_HOME", self.home);
+        // In the environment and not among the arguments, which every user of the machine can read.
+        if let Some(authorization) = &self.address.authorization {
+            let scope = self.address.remote.split('/').take(3).collect::<Vec<_>>().join("/");
+            command
+                .env("GIT_CONFIG_COUNT", "1")
+                .env("GIT_CONFIG_KEY_0", format!("http.{scope}/.extraHeader"))
+                .env("GIT_CONFIG_VALUE_0", format!("Authorization: {}", authorization.0));
+        }
+        let rules = [
+            "core.hooksPath=/dev/null",
+            "core.fsmonitor=false",
+            "credential.helper=",
+            "protocol.allow=never",
+            "protocol.http.allow=always",
+            "protocol.https.allow=always",
+            "protocol.ssh.allow=always",
+            "protocol.git.allow=always",
+            "protocol.file.allow=never",
+            "protocol.ext.allow=never",
+            "transfer.bundleURI=false",
+            "gc.auto=0",
+            "maintenance.auto=false",
+            "advice.detachedHead=false",
+            "safe.directory=*",
+        ];
+        for rule in rules.iter().chain(settings) {
+            command.args(["-c", rule]);
+        }
+        if self.address.transport == Transport::File && settings.is_empty() {
+            command.args(["-c", "protocol.file.allow=always"]);
+        }
+        command
+    }
+
+    /// Waits; `None` when the build was ended meanwhile.
+    fn finish(&self, mut command: Command) -> io::Result<Option<Output>> {
+        let mut child = command.spawn()?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        std::thread::scope(|scope| {
+            let stdout = scope.spawn(move || read_all(stdout));
+            let stderr = scope.spawn(move || read_all(stderr));
+            let mut patience = Duration::from_millis(1);
+            let status = loop {
+                if let Some(status) = child.try_wait()? {
+                    break Some(status);
+                }
+                if self.cancel.is_triggered() {
+                    // Its own helpers end when their pipes do.
+                    child.kill()?;
+                    child.wait()?;
+                    break None;
+                }
+                std::thread::sleep(patience);
+                patience = (patience * 2).min(Duration::from_millis(20));
+            };
+            let (stdout, stderr) = (stdout.join().unwrap_or_default(), stderr.join().unwrap_or_default());
+            Ok(status.map(|status| Output { status, stdout, stderr }))
+        })
+    }
+}
+
+/// All that can be read, up to what nobody wants to hold in memory.
+fn read_all(pipe: Option<impl Read>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(mut pipe) = pipe {
+        // An error ends the reading as the end would; git's exit code tells the rest.
+        let _ = (&mut pipe).take(256 << 20).read_to_end(&mut bytes);
+        let _ = io::copy(&mut pipe, &mut io::sink());
+    }
+    bytes
+}
+
+/// What git says last is what stopped it; `fatal:` and its kin say nothing more.
+fn last_line(said: &str) -> String {
+    let useful = |line: &&str| {
+        let line = line.trim();
+        !line.is_empty() && !line.starts_with("and the repository exists") && !line.starts_with("Please make sure")
+    };
+    let line = said.lines().rev().find(|line| line.starts_with("fatal: ")).or_else(|| said.lines().rev().find(useful));
+    let line = line.map_or("it said nothing", str::trim);
+    ["fatal: ", "error: "].iter().find_map(|prefix| line.strip_prefix(prefix)).unwrap_or(line).to_owned()
+}
