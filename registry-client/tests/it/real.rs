@@ -202,7 +202,7 @@ fn tls_with_a_private_authority() {
         let empty = RegistryOptions { ca_file: Some("/dev/null".into()), ..RegistryOptions::default() };
         // The host that is asked, the settings, and a word of the error and of its hint.
         let rows: [(&str, &RegistryOptions, Option<(&str, &str)>); 7] = [
-            (&name, &https, Some(("no TLS connection to localhost", "ca_file"))),
+            (&name, &https, Some(("no TLS connection to localhost", "ca-file"))),
             (&name, &trusting, None),
             (&name, &careless, None),
             (&address, &careless, None),
@@ -241,7 +241,7 @@ fn tls_with_a_private_authority() {
     let Some(registry) = Registry::start(Kind::Plain) else { return };
     let https = RegistryOptions { plain_http: Some(false), ..RegistryOptions::default() };
     let error = client(with_registry(&registry.host(), https)).ping(&registry.host()).unwrap_err();
-    assert!(error.hint().unwrap_or_default().contains("plain_http"), "{error}: {:?}", error.hint());
+    assert!(error.hint().unwrap_or_default().contains("plain-http"), "{error}: {:?}", error.hint());
 }
 
 #[test]
