@@ -15,6 +15,7 @@ umoci umoci
 podman podman
 htpasswd apache2-utils
 openssl openssl
+ssh-agent openssh-client
 zstd zstd
 bzip2 bzip2
 xz xz-utils"
