@@ -181,8 +181,18 @@ pub(crate) fn open_directory(parent: BorrowedFd<'_>, name: &OsStr) -> Result<Own
 pub(crate) fn open_inside(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    for _ in 1..TRIES {
+        match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            Err(Errno::AGAIN) => std::thread::yield_now(),
+            result => return result,
+        }
+    }
     rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
+
+/// How often a path is tried: when anything on the machine is renamed or mounted while the kernel resolves a `..`, it can't tell
+/// whether the path got out of the root, and says EAGAIN (openat2(2)). Steps that start side by side do that to one another.
+const TRIES: u32 = 256;
 
 /// Removes `name` below `parent` and leaves the parent's modification time as it was.
 pub(crate) fn remove_quietly(parent: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> Result<(), Errno> {

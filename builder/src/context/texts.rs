@@ -119,7 +119,16 @@ fn read_below(dir: BorrowedFd<'_>, name: &Path, resolve: ResolveFlags) -> io::Re
     // A path that the user typed may be a pipe (`-f <(generate)`), which is waited for; one found in a context may not.
     let typed = resolve.is_empty();
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | if typed { OFlags::empty() } else { OFlags::NONBLOCK };
-    let fd = rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve).map_err(|e| match e {
+    let mut opened = rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve);
+    // A rename or mount anywhere on the machine while a `..` is resolved makes the kernel unsure, for a moment (openat2(2)).
+    for _ in 0..256 {
+        if !matches!(opened, Err(Errno::AGAIN)) {
+            break;
+        }
+        std::thread::yield_now();
+        opened = rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve);
+    }
+    let fd = opened.map_err(|e| match e {
         Errno::XDEV => io::Error::other("it is a symbolic link that leads out of the build context"),
         e => e.into(),
     })?;
