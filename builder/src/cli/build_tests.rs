@@ -1,3 +1,5 @@
+//! Rows of what was typed after `kiln build` and what is meant by it, or why it is refused.
+
 use kiln::request::{ContextSource, DockerfileSource, LayoutImage, NamedSource};
 
 use super::*;

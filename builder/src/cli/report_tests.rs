@@ -1,3 +1,5 @@
+//! Failures and the text that a person reads of them.
+
 use super::*;
 use std::sync::Arc;
 

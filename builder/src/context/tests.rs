@@ -1,3 +1,5 @@
+//! Contexts on a real disk: what is selected, what is remembered, what is refused.
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;

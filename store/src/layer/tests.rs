@@ -1,3 +1,5 @@
+//! Layers packed and unpacked again, and what other tar programs make of them.
+
 use std::path::Path;
 
 use super::compress::{Compression, EncodeOptions};

@@ -1,3 +1,5 @@
+//! Directories by descriptor on a real disk: names that may not leave, deep trees, attributes, holes.
+
 use super::*;
 
 #[test]

@@ -1,3 +1,5 @@
+//! Archives of every dialect: the reader beside other readers, the writer beside the reader.
+
 use std::io::Read;
 use std::process::Command;
 

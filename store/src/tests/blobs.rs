@@ -1,3 +1,5 @@
+//! Blobs written, damaged, found out and written again.
+
 use std::fs;
 use std::io::{Read, Write};
 

@@ -1,3 +1,5 @@
+//! What `du` counts and what `prune` takes away and leaves.
+
 use std::fs;
 use std::time::{Duration, SystemTime};
 

@@ -1,3 +1,5 @@
+//! Layers prepared, committed, unpacked and believed or not after a crash.
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Instant;

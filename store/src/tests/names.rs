@@ -1,3 +1,5 @@
+//! Image names: set, found, replaced, removed, damaged.
+
 use std::fs;
 
 use super::{Fixture, add_bases, built, image, name};

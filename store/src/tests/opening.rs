@@ -1,3 +1,5 @@
+//! Stores that are opened: fresh, foreign, newer, by many at once, while another process prunes.
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 

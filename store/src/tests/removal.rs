@@ -1,3 +1,5 @@
+//! Trees that are hard to delete.
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;

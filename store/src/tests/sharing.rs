@@ -1,3 +1,5 @@
+//! One store in the hands of several processes, some of which are killed.
+
 use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 

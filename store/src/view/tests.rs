@@ -1,3 +1,5 @@
+//! Paths, links and whiteouts of both styles in stacks of layers on a real disk.
+
 use super::*;
 use crate::layer::testing::{Dirs, sh};
 

@@ -1,3 +1,5 @@
+//! Scripts of events and the plain lines that they become.
+
 use super::*;
 
 /// A script of events, one a line: `3 start NAME`, `3 log TEXT` (`\n` is a line feed), `3 status NAME CURRENT TOTAL`,

@@ -1,3 +1,5 @@
+//! Scripts of events and the terminal frames that they become.
+
 use super::*;
 use kiln::event::{Event, TaskId};
 

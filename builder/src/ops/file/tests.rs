@@ -1,3 +1,5 @@
+//! The harness of the COPY, ADD and WORKDIR rows: real trees in, real layers out.
+
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};

@@ -1,3 +1,5 @@
+//! ADD of addresses against a small server that answers as each row says.
+
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};

@@ -1,3 +1,5 @@
+//! Encoders and decoders against the programs of the same names, and against the number of threads.
+
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 

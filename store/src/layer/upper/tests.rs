@@ -1,3 +1,5 @@
+//! Changes written to a real upper directory: parents copied up, refusals, many threads with few descriptors.
+
 use std::path::Path;
 
 use super::*;
