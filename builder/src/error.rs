@@ -154,6 +154,19 @@ pub enum StepError {
         /// The last lines that it wrote.
         tail: Vec<u8>,
     },
+    /// The kernel can't execute programs of the step's platform.
+    #[error(
+        "exec: \"{program}\": this machine can't run programs for {platform}: {}",
+        if *handler_is_lost { "its emulator is not found in the sandbox" } else { "no emulator is registered for it" }
+    )]
+    NoEmulator {
+        /// The platform.
+        platform: String,
+        /// The program.
+        program: String,
+        /// A handler is registered, but its program can't be found from within the image.
+        handler_is_lost: bool,
+    },
     /// A secret that is required was not given.
     #[error("secret `{id}`: not found")]
     NoSecret {
@@ -313,6 +326,7 @@ impl Error {
                 }
                 StepError::NoAgent { id } if id == "default" => Some("give it with `--ssh default`".to_owned()),
                 StepError::NoAgent { id } => Some(format!("give it with `--ssh {id}=SOCKET`")),
+                StepError::NoEmulator { handler_is_lost, .. } => Some(emulator_hint(*handler_is_lost)),
                 StepError::File(error) => error.hint().map(str::to_owned),
                 StepError::Sandbox(error) if cause.kind() == Kind::Host => Some(host_hint(error)),
                 _ => None,
@@ -348,6 +362,7 @@ impl StepError {
                 _ => Kind::Host,
             },
             StepError::Git(GitError::NoGit { .. }) | StepError::Context(ContextError::Git(GitError::NoGit { .. })) => Kind::Host,
+            StepError::NoEmulator { .. } => Kind::Host,
             StepError::Command { .. }
             | StepError::NoSecret { .. }
             | StepError::NoAgent { .. }
@@ -370,6 +385,20 @@ fn host_hint(error: &RunError) -> String {
             format!("a kernel with {feature} is needed for RUN; builds without RUN work on this one")
         }
         _ => "RUN needs root with CAP_SYS_ADMIN, outside of any container that takes it away; builds without RUN work here"
+            .to_owned(),
+    }
+}
+
+/// What a person can do about a machine without an emulator.
+fn emulator_hint(handler_is_lost: bool) -> String {
+    match handler_is_lost {
+        false => {
+            "install one that registers itself with binfmt_misc (Debian: `apt install qemu-user-static binfmt-support`), or \
+                  use `FROM --platform=$BUILDPLATFORM` for stages whose commands can run anywhere"
+                .to_owned()
+        }
+        true => "register it with the flag F (see /proc/sys/fs/binfmt_misc), or, if one is registered so, see whether the image \
+                 holds the program's dynamic linker"
             .to_owned(),
     }
 }

@@ -13,6 +13,7 @@ use kiln_frontend::graph::{
     Checksum, ContextId, CopyFrom, CopyOp, CopySource, ExecOp, Graph, MountFrom, MountKind, Op, Vertex, VertexId,
 };
 use kiln_oci::path::ImagePath;
+use kiln_oci::platform::Platform;
 use kiln_runner::{Cancel, Limit};
 use kiln_store::layer::upper::UpperWriter;
 use kiln_store::layer::whiteout::WhiteoutStyle;
@@ -451,7 +452,7 @@ impl Step<'_> {
             return Ok((solved, Outcome::Cached));
         }
         let solved = match &vertex.op {
-            Op::Exec(op) => self.exec(op, definition, &parent, task)?,
+            Op::Exec(op) => self.exec(op, &vertex.platform, definition, &parent, task)?,
             Op::Copy(op) => self.copy(op, definition, &parent, &key, task)?,
             Op::Workdir(op) => {
                 let layer = self.change(op.parent.is_none(), &parent, task, |view, upper| {
@@ -522,7 +523,14 @@ impl Step<'_> {
         Ok(View::new(dirs)?)
     }
 
-    fn exec(&self, op: &ExecOp, definition: &Definition, parent: &Solved, task: &Task) -> Result<Solved, Error> {
+    fn exec(
+        &self,
+        op: &ExecOp,
+        platform: &Platform,
+        definition: &Definition,
+        parent: &Solved,
+        task: &Task,
+    ) -> Result<Solved, Error> {
         let engine = self.work.engine;
         source::materialise(engine, parent.layer.as_ref(), task)?;
         let mut mounts = Vec::new();
@@ -541,6 +549,7 @@ impl Step<'_> {
         }
         let mut prepared = engine.store.layers().prepare(parent.layer.as_ref())?;
         let setting = exec::Setting {
+            platform,
             shm_size: self.work.shm_size,
             limits: self.work.limits,
             grants: self.work.grants,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The servers and base images that kiln's tests, demo and benchmark run against: all real, all on loopback.
 
-usage: lab.py bases [busybox] [debian]         make the base images (OCI layouts) in the cache folder; print where
+usage: lab.py bases [NAME]...                  make the base images (OCI layouts) in the cache folder; print where
        lab.py registry DIR [--seed NAME]... [--auth USER:PASSWORD] [--tls]
        lab.py dockerd DIR --mirror URL [--mirror URL]...
        lab.py files DIR                        a file server for ADD of URLs
@@ -56,11 +56,12 @@ def say(**facts):
 # --- base images ---------------------------------------------------------------------------------------------------
 
 
-def busybox_tar(out):
+def busybox_tar(out, program=None):
     """One static program and a hard link for each applet, as the image of that name on Docker Hub is laid out."""
-    program = next((p for p in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(p)), None)
-    if program is None:
+    native = next((p for p in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(p)), None)
+    if native is None:
         sys.exit("lab.py: busybox-static is not installed")
+    program = program or native
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
 
         def entry(name, kind, mode, uid=0, gid=0, data=b"", link=""):
@@ -80,9 +81,29 @@ def busybox_tar(out):
         for name, text in {"passwd": PASSWD, "group": GROUP, "hosts": "", "resolv.conf": "", "hostname": ""}.items():
             entry("etc/" + name, tarfile.REGTYPE, 0o644, data=text.encode())
         entry("bin/busybox", tarfile.REGTYPE, 0o755, data=open(program, "rb").read())
-        for applet in sorted(set(subprocess.check_output([program, "--list"], text=True).split())):
+        for applet in sorted(set(subprocess.check_output([native, "--list"], text=True).split())):
             if applet != "busybox":
                 entry("bin/" + applet, tarfile.LNKTYPE, 0o755, link="bin/busybox")
+
+
+def busybox_arm64_tar(out):
+    """The same with Debian's program for another processor; the machine's own package system learns nothing of that."""
+    with tempfile.TemporaryDirectory(dir=cache_dir()) as apt:
+        mirror = os.environ.get("KILN_TEST_DEBIAN_MIRROR", "http://deb.debian.org/debian")
+        for name in ("state/lists/partial", "cache/archives/partial"):
+            os.makedirs(os.path.join(apt, name))
+        with open(os.path.join(apt, "sources"), "w") as f:
+            f.write(f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {mirror} bookworm main\n")
+        open(os.path.join(apt, "status"), "w").close()
+        options = {"APT::Architecture": "arm64", "APT::Architectures": "arm64", "APT::Sandbox::User": "root",
+                   "Dir::State": f"{apt}/state", "Dir::State::status": f"{apt}/status", "Dir::Cache": f"{apt}/cache",
+                   "Dir::Etc::sourcelist": f"{apt}/sources", "Dir::Etc::sourceparts": "-"}
+        get = ["apt-get", "-qq"] + [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+        for command in (get + ["update"], get + ["download", "busybox-static"], ["sh", "-c", "dpkg-deb -x *.deb root"]):
+            done = subprocess.run(command, cwd=apt, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            if done.returncode:
+                sys.exit(f"lab.py: busybox-static for arm64 can't be had:\n{done.stdout}")
+        busybox_tar(out, os.path.join(apt, "root/bin/busybox"))
 
 
 def debian_tar(out):
@@ -115,12 +136,17 @@ def debian_tar(out):
         shutil.rmtree(root, ignore_errors=True)
 
 
-BASES = {"busybox": (busybox_tar, "latest", ["sh"]), "debian": (debian_tar, "bookworm", ["bash"])}
+BASES = {"busybox": (busybox_tar, "latest", ["sh"], "amd64"),
+         "busybox-arm64": (busybox_arm64_tar, "latest", ["sh"], "arm64"),
+         "debian": (debian_tar, "bookworm", ["bash"], "amd64"),
+         # For several platforms: made of others.
+         "multiarch": (["busybox", "busybox-arm64"], "latest", None, None)}
 
 
 def base(name):
     """The OCI layout of a base image, made when the cache doesn't hold it. Two processes that ask at once wait for each other."""
-    fill, tag, command = BASES[name]
+    fill, tag, command, architecture = BASES[name]
+    parts = [base(part)[0] for part in fill] if isinstance(fill, list) else []
     final = os.path.join(cache_dir(), f"{name}-{RECIPE}")
     with open(final + ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -137,18 +163,34 @@ def base(name):
                     f.write(data)
                 return {"digest": "sha256:" + digest, "size": len(data)}
 
-            with tempfile.TemporaryFile(dir=building) as plain:
-                fill(plain)
-                plain.seek(0)
-                data = plain.read()
-            config = {"architecture": "amd64", "os": "linux", "created": CREATED, "config": {"Env": [PATH], "Cmd": command},
-                      "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(data).hexdigest()]},
-                      "history": [{"created": CREATED, "created_by": f"the {name} base of kiln's tests"}]}
-            layer = put(gzip.compress(data, 6, mtime=0)) | {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip"}
-            config = put(json.dumps(config).encode()) | {"mediaType": "application/vnd.oci.image.config.v1+json"}
-            kind = "application/vnd.oci.image.manifest.v1+json"
-            manifest = put(json.dumps({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": [layer]}).encode())
-            manifest |= {"mediaType": kind, "annotations": {"org.opencontainers.image.ref.name": tag}}
+            def image():
+                with tempfile.TemporaryFile(dir=building) as plain:
+                    fill(plain)
+                    plain.seek(0)
+                    data = plain.read()
+                config = {"architecture": architecture, "os": "linux", "created": CREATED, "config": {"Env": [PATH], "Cmd": command},
+                          "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(data).hexdigest()]},
+                          "history": [{"created": CREATED, "created_by": f"the {name} base of kiln's tests"}]}
+                layer = put(gzip.compress(data, 6, mtime=0)) | {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip"}
+                config = put(json.dumps(config).encode()) | {"mediaType": "application/vnd.oci.image.config.v1+json"}
+                kind = "application/vnd.oci.image.manifest.v1+json"
+                document = {"schemaVersion": 2, "mediaType": kind, "config": config, "layers": [layer]}
+                return put(json.dumps(document).encode()) | {"mediaType": kind}
+
+            def index():
+                manifests = []
+                for part, layout in zip(fill, parts):
+                    shutil.copytree(os.path.join(layout, "blobs"), os.path.join(building, "blobs"), dirs_exist_ok=True)
+                    with open(os.path.join(layout, "index.json")) as f:
+                        manifest = json.load(f)["manifests"][0]
+                    del manifest["annotations"]
+                    manifests.append(manifest | {"platform": {"os": "linux", "architecture": BASES[part][3]}})
+                kind = "application/vnd.oci.image.index.v1+json"
+                document = {"schemaVersion": 2, "mediaType": kind, "manifests": manifests}
+                return put(json.dumps(document).encode()) | {"mediaType": kind}
+
+            manifest = index() if parts else image()
+            manifest |= {"annotations": {"org.opencontainers.image.ref.name": tag}}
             for file, value in {"oci-layout": {"imageLayoutVersion": "1.0.0"}, "index.json": {"schemaVersion": 2, "manifests": [manifest]}}.items():
                 with open(os.path.join(building, file), "w") as f:
                     json.dump(value, f)
@@ -246,7 +288,7 @@ def start_registry(folder, seeds=(), auth=None, tls=False):
     wait_for("docker-registry", lambda: connects(port), server.child, log)
     for name in seeds:
         layout, tag = base(name)
-        argv = ["skopeo", "copy", "-q", "--dest-tls-verify=false"]
+        argv = ["skopeo", "copy", "-q", "--all", "--dest-tls-verify=false"]
         if auth:
             argv += ["--dest-creds", auth]
         subprocess.run(argv + [f"oci:{layout}:{tag}", f"docker://127.0.0.1:{port}/library/{name}:{tag}"], check=True)

@@ -16,6 +16,8 @@ podman podman
 htpasswd apache2-utils
 openssl openssl
 ssh-agent openssh-client
+sshd openssh-server
+qemu-aarch64-static qemu-user-static
 zstd zstd
 bzip2 bzip2
 xz xz-utils"
@@ -44,6 +46,16 @@ install() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" > /dev/null
 }
 
+# Has the kernel run programs for arm64, in sandboxes too: the flag F keeps the emulator open. Until the next start of the machine.
+emulate() {
+    local handlers=/proc/sys/fs/binfmt_misc
+    [[ $(uname -m) == x86_64 ]] && have qemu-aarch64-static || return 0
+    [[ -e $handlers/register ]] || as_root mount -t binfmt_misc binfmt_misc $handlers 2> /dev/null \
+        || { echo "could not mount binfmt_misc: tests of foreign platforms are skipped"; return 0; }
+    [[ -e $handlers/qemu-aarch64 ]] || as_root sh -c "cat /usr/lib/binfmt.d/qemu-aarch64.conf > $handlers/register" \
+        || echo "could not register qemu-aarch64: tests of foreign platforms are skipped"
+}
+
 needed=$(missing <<< "$demo")
 optional=
 case ${1:?demo, test, bench or static} in
@@ -60,3 +72,6 @@ for package in $optional; do
     echo "installing $package"
     install "$package" || echo "could not install $package: tests that need it are skipped"
 done
+if [[ $1 == test ]]; then
+    emulate
+fi

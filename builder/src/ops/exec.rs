@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use kiln_frontend::graph::{CacheMount, ExecOp, MountKind, NetworkMode, SecretMount, SecurityMode, Sharing, SshMount};
+use kiln_oci::platform::Platform;
 use kiln_runner::{Cancel, Limit, Mount, MountSource, Network, OverlayUpper, RootFs, RunError, RunSpec, Security, Status, run};
 use kiln_store::mounts::MountGuard;
 use kiln_store::rootdir::{Attrs, RootDir};
 use kiln_store::{LayerId, Prepared};
+use rustix::io::Errno;
 
 use crate::cache_key::Identity;
 use crate::engine::Engine;
@@ -25,6 +27,8 @@ const TAIL: usize = 8 << 10;
 /// What a RUN gets besides its instruction.
 #[derive(Debug)]
 pub struct Setting<'a> {
+    /// The platform that the command is for.
+    pub platform: &'a Platform,
     /// The size of `/dev/shm` in bytes.
     pub shm_size: Option<u64>,
     /// Limits of single processes.
@@ -95,7 +99,7 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
     let status = match outcome {
         Ok(outcome) => outcome.status,
         Err(RunError::Cancelled) => return Err(Error::Interrupted),
-        Err(error) => return Err(step(error)),
+        Err(error) => return Err(not_run(error, setting.platform)),
     };
     let status = match status {
         Status::Exited(0) => return Ok(()),
@@ -233,8 +237,33 @@ fn agent_socket(engine: &Engine, mount: &SshMount, grants: &Grants, held: &mut H
     Ok(Some(path))
 }
 
-fn step(error: RunError) -> Error {
-    Error::Unplaced(Box::new(StepError::Sandbox(error)))
+/// Why a command could not be run; for another processor than this machine's, mostly for want of what emulates it.
+fn not_run(error: RunError, platform: &Platform) -> Error {
+    let foreign = is_foreign(platform);
+    let cause = match error {
+        RunError::Exec { program, source } if foreign && is(&source, Errno::NOEXEC) => {
+            StepError::NoEmulator { platform: platform.to_string(), program, handler_is_lost: false }
+        }
+        // Its emulator or its dynamic linker is missing.
+        RunError::Exec { program, source } if foreign && is(&source, Errno::NOENT) => {
+            StepError::NoEmulator { platform: platform.to_string(), program, handler_is_lost: true }
+        }
+        error => StepError::Sandbox(error),
+    };
+    Error::Unplaced(Box::new(cause))
+}
+
+/// Whether this machine's processor can't execute programs of the platform; those of 32 bits it can.
+fn is_foreign(platform: &Platform) -> bool {
+    let host = Platform::host();
+    !matches!(
+        (host.architecture.as_str(), platform.architecture.as_str()),
+        ("amd64", "amd64" | "386") | ("arm64", "arm64" | "arm")
+    ) && host.architecture != platform.architecture
+}
+
+fn is(error: &std::io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
 }
 
 /// The last ten lines.

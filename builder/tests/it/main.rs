@@ -13,5 +13,6 @@ mod interop;
 mod interrupted;
 mod language;
 mod mounts;
+mod platform;
 mod registry;
 mod support;

@@ -96,15 +96,10 @@ impl Lowering<'_> {
         if let Some(device) = run.devices.first() {
             return Err(Diagnostic::error(format!("RUN --device={device} is not supported: kiln gives no devices to a build")));
         }
+        // Another processor may be emulated; that shows when the command is executed.
         let (have, want) = (&self.options.build_platform, &stage.platform);
-        let native = have.os == want.os
-            && match (have.architecture.as_str(), want.architecture.as_str()) {
-                (have, want) if have == want => true,
-                ("amd64", "386") | ("arm64", "arm") => true,
-                _ => false,
-            };
-        if !native {
-            let error = Diagnostic::error(format!("RUN for {want} on a {have} machine is not supported yet"));
+        if have.os != want.os {
+            let error = Diagnostic::error(format!("RUN for {want} on a {have} machine is not possible"));
             return Err(error.with_hint("use `FROM --platform=$BUILDPLATFORM` for stages whose commands can run anywhere"));
         }
         Ok(())
