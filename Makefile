@@ -1,7 +1,7 @@
 # The two commands to begin with are `make demo` and `make test`; each installs what it needs (Debian or Ubuntu, with
 # Rust there; as root or with sudo).
 
-.PHONY: demo test bench static lint clean-test
+.PHONY: demo test bench static fuzz lint clean-test
 
 # From a Dockerfile to a pushed image, with a real registry on loopback.
 demo:
@@ -24,9 +24,16 @@ bench:
 static:
 	testdata/tools/static.sh
 
+# Random Dockerfiles, words and ignore files, SECONDS_EACH (600) seconds of each; ARGS names targets of fuzz/.
+fuzz:
+	testdata/tools/setup.sh fuzz
+	testdata/tools/fuzz.sh $(ARGS)
+
 lint:
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --manifest-path fuzz/Cargo.toml --no-default-features -- -D warnings
 
 # Forgets the base images and contexts that tests keep between runs.
 clean-test:

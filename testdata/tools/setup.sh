@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the demo, the tests or the benchmark need and this machine lacks. usage: setup.sh demo|test|bench|static
+# Installs what the demo, the tests, … need and this machine lacks. usage: setup.sh demo|test|bench|static|fuzz
 set -euo pipefail
 
 # Each line: a program that tells whether the package is there, and the package.
@@ -58,10 +58,11 @@ emulate() {
 
 needed=$(missing <<< "$demo")
 optional=
-case ${1:?demo, test, bench or static} in
+case ${1:?demo, test, bench, static or fuzz} in
     demo) ;;
     test | bench) optional=$(missing <<< "$peers") ;;
     static) needed=$(missing <<< "$static") ;;
+    fuzz) needed=$(missing <<< "g++ g++") ;;
 esac
 if [[ -n $needed ]]; then
     echo "installing" $needed
@@ -74,4 +75,7 @@ for package in $optional; do
 done
 if [[ $1 == test ]]; then
     emulate
+fi
+if [[ $1 == fuzz ]] && ! have cargo-fuzz; then
+    cargo install --locked cargo-fuzz
 fi
