@@ -1,7 +1,7 @@
 # The two commands to begin with are `make demo` and `make test`; each installs what it needs (Debian or Ubuntu, with
 # Rust there; as root or with sudo).
 
-.PHONY: demo test bench static fuzz lint clean-test
+.PHONY: demo test record bench static fuzz lint clean-test
 
 # From a Dockerfile to a pushed image, with a real registry on loopback.
 demo:
@@ -13,6 +13,11 @@ demo:
 test:
 	testdata/tools/setup.sh test
 	testdata/tools/run-tests.sh $(ARGS)
+
+# Writes what the conformance cases expect, from a newer BuildKit (Debian sid's docker.io). CASE is a part of their names.
+record:
+	testdata/tools/setup.sh test
+	KILN_CASE="$(CASE)" cargo test -p kiln --test it -- --ignored --exact conformance::record
 
 # kiln against the BuildKit of Debian's docker.io, paired and interleaved.
 bench:

@@ -7,7 +7,7 @@ pub struct Identity {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
-    /// Supplementary groups; only looked up when the user names no group.
+    /// Supplementary groups: the group itself, and those of the group file when the user names no group.
     pub groups: Vec<u32>,
     /// Home directory, `/` when the passwd file does not know the user.
     pub home: Vec<u8>,
@@ -74,6 +74,11 @@ pub fn resolve_user(user: &str, passwd: &[u8], group: &[u8]) -> Result<Identity,
                 .map(|entry| entry.gid)
                 .ok_or_else(|| UserError::UnknownGroup { name: group_name.to_owned() })?,
         };
+    }
+    // As BuildKit does since CVE-2022-2989 and its like: a process that lacks its own group among the supplementary ones
+    // could be let into files whose "group" bits mean to keep it out.
+    if !identity.groups.contains(&identity.gid) {
+        identity.groups.insert(0, identity.gid);
     }
     Ok(identity)
 }
@@ -147,16 +152,16 @@ mod tests {
             ("", ok(0, 0, &[0, 10], "/root")),
             ("root", ok(0, 0, &[0, 10], "/root")),
             ("0", ok(0, 0, &[0, 10], "/root")),
-            ("bob", ok(1000, 1001, &[10, 50], "/home/bob")),
-            ("1000", ok(1000, 1001, &[10, 50], "/home/bob")),
-            ("bob:staff", ok(1000, 50, &[], "/home/bob")),
-            ("bob:77", ok(1000, 77, &[], "/home/bob")),
-            ("33", ok(33, 0, &[], "/")),
-            ("33:44", ok(33, 44, &[], "/")),
-            ("33:wheel", ok(33, 10, &[], "/")),
-            ("short", ok(7, 8, &[], "/")),
-            ("nohome", ok(9, 9, &[], "/")),
-            (":staff", ok(0, 50, &[], "/root")),
+            ("bob", ok(1000, 1001, &[1001, 10, 50], "/home/bob")),
+            ("1000", ok(1000, 1001, &[1001, 10, 50], "/home/bob")),
+            ("bob:staff", ok(1000, 50, &[50], "/home/bob")),
+            ("bob:77", ok(1000, 77, &[77], "/home/bob")),
+            ("33", ok(33, 0, &[0], "/")),
+            ("33:44", ok(33, 44, &[44], "/")),
+            ("33:wheel", ok(33, 10, &[10], "/")),
+            ("short", ok(7, 8, &[8], "/")),
+            ("nohome", ok(9, 9, &[9], "/")),
+            (":staff", ok(0, 50, &[50], "/root")),
             ("nobody", Err("unable to find user nobody: no matching entries in passwd file")),
             ("bad", Err("unable to find user bad: no matching entries in passwd file")),
             ("huge", Err("unable to find user huge: no matching entries in passwd file")),

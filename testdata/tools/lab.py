@@ -4,6 +4,7 @@
 usage: lab.py bases [NAME]...                  make the base images (OCI layouts) in the cache folder; print where
        lab.py registry DIR [--seed NAME]... [--auth USER:PASSWORD] [--tls]
        lab.py dockerd DIR --mirror URL [--mirror URL]...
+       lab.py newest DIR --mirror URL          Debian sid's dockerd, for a BuildKit that is newer than that of Debian stable
        lab.py files DIR                        a file server for ADD of URLs
        lab.py git DIR                          git's own server for the repositories below DIR
 
@@ -320,6 +321,54 @@ def start_dockerd(folder, mirrors):
     return server, {"host": host, "log": log, "data": at("data")}
 
 
+def newest_root():
+    """The root of Debian sid with its docker.io, made when the cache doesn't hold it: two minutes, 1.5 GB."""
+    root = os.path.join(cache_dir(), "sid-1")
+    with open(root + ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(root):
+            mirror = os.environ.get("KILN_TEST_DEBIAN_MIRROR", "http://deb.debian.org/debian")
+            shutil.rmtree(root + ".new", ignore_errors=True)
+            packages = "docker.io,docker-cli,docker-buildx,ca-certificates,git,xz-utils,openssh-client,iptables"
+            subprocess.run(["debootstrap", "--variant=minbase", f"--include={packages}", "sid", root + ".new", mirror],
+                           check=True, stdout=sys.stderr)
+            os.rename(root + ".new", root)
+    return root
+
+
+def start_newest(folder, mirrors):
+    """Debian sid's dockerd in a root and a mount namespace of its own. Its client sees the temporary folder and `folder`
+    under their own names."""
+    os.makedirs(folder, exist_ok=True)
+    at = functools.partial(os.path.join, folder)
+    root, log, host = newest_root(), at("log"), "unix://" + at("docker.sock")
+    settings = {"features": {"containerd-snapshotter": True}, "registry-mirrors": list(mirrors)}
+    with open(at("daemon.json"), "w") as f:
+        json.dump(settings, f)
+    seen = {tempfile.gettempdir(), folder}
+    # runc needs a root that is a mount point, so this is no chroot.
+    script = ["set -e", "mount --make-rprivate /", f"mount --bind {root} {root}"]
+    for path in ["/proc", "/sys", "/dev", *sorted(seen)]:
+        script += [f"mkdir -p {root}{path}", f"mount --rbind {path} {root}{path}"]
+    script += [f"cat /etc/resolv.conf > {root}/etc/resolv.conf", f"mount -t tmpfs none {root}/run", f"cd {root}", "mkdir -p old",
+               "pivot_root . old", "cd /", "umount -l /old",
+               f"exec env PATH=/usr/sbin:/usr/bin:/sbin:/bin dockerd --config-file {at('daemon.json')} --host {host} --data-root {at('data')}"
+               f" --exec-root /run/docker --pidfile {at('pid')} --bridge=none --iptables=false --ip6tables=false"]
+    server = Server(start(["unshare", "-m", "sh", "-c", "\n".join(script)], log), [folder])
+    with open(at("docker"), "w") as f:
+        f.write(f"#!/bin/sh\nexec nsenter -m -t {server.child.pid} -- env PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root "
+                f"DOCKER_HOST={host} DOCKER_CONFIG={at('client')} docker \"$@\"\n")
+    os.chmod(at("docker"), 0o755)
+
+    def answers():
+        return os.path.exists(at("docker.sock")) and subprocess.run(
+            [at("docker"), "version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+
+    wait_for("Debian sid's dockerd", answers, server.child, log)
+    version = subprocess.check_output([at("docker"), "version", "--format", "{{.Server.Version}}"], text=True).strip()
+    return server, {"docker": at("docker"), "version": version.split("+")[0], "log": log}
+
+
 def start_files(folder):
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
@@ -368,6 +417,9 @@ def main():
     verb = verbs.add_parser("dockerd")
     verb.add_argument("dir")
     verb.add_argument("--mirror", action="append", default=[])
+    verb = verbs.add_parser("newest")
+    verb.add_argument("dir")
+    verb.add_argument("--mirror", action="append", default=[])
     verb = verbs.add_parser("files")
     verb.add_argument("dir")
     verb = verbs.add_parser("git")
@@ -381,6 +433,8 @@ def main():
         server, facts = start_registry(os.path.abspath(o.dir), o.seed, o.auth, o.tls)
     elif o.verb == "dockerd":
         server, facts = start_dockerd(os.path.abspath(o.dir), o.mirror)
+    elif o.verb == "newest":
+        server, facts = start_newest(os.path.abspath(o.dir), o.mirror)
     elif o.verb == "git":
         server, facts = start_git(os.path.abspath(o.dir))
     else:

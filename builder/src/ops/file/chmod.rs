@@ -43,6 +43,15 @@ impl Chmod {
         Some(Chmod::Symbolic(changes))
     }
 
+    /// The mode of directories on the way to the destination that nothing describes: the permissions when they were written
+    /// as a number, even if nobody can enter the directory then (fsutil's copy passes the mode on to what it makes).
+    pub(super) fn of_made_up(&self) -> u32 {
+        match self {
+            Chmod::Octal(mode) => mode & 0o777,
+            Chmod::Symbolic(_) => 0o755,
+        }
+    }
+
     /// The mode of what had `mode`.
     pub(super) fn apply(&self, mode: u32, is_dir: bool) -> u32 {
         match self {

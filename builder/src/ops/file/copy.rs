@@ -138,8 +138,11 @@ impl<'c> Copier<'c> {
             }
         }
         if archive::is_archive(self.op, item)? {
+            // `--chmod` is not for archives, so not for the folders that are made for them either.
+            let chmod = self.chmod.take();
             self.open_dest(&item.shown(), dest)?;
             let stats = archive::unpack(item, &dest.path, self.upper, self.owner, &self.made_up())?;
+            self.chmod = chmod;
             self.stats.add(stats);
             return Ok(());
         }
@@ -335,7 +338,8 @@ impl<'c> Copier<'c> {
     /// The attributes of a directory that no source describes.
     fn made_up(&self) -> Attrs {
         let owner = self.owner.unwrap_or_default();
-        Attrs { uid: owner.uid, gid: owner.gid, mode: 0o755, mtime: Some(self.clock), xattrs: Xattrs::new() }
+        let mode = self.chmod.as_ref().map_or(0o755, Chmod::of_made_up);
+        Attrs { uid: owner.uid, gid: owner.gid, mode, mtime: Some(self.clock), xattrs: Xattrs::new() }
     }
 
     fn attrs_of_new(&self, mode: u32, mtime: Timestamp) -> Attrs {

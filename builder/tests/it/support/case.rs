@@ -28,6 +28,17 @@ struct Words {
     target: Option<String>,
     /// The Dockerfile, when it has another name or place.
     file: Option<String>,
+    /// More arguments that `docker buildx build` and `kiln build` both take. `{context}` is the context's folder.
+    #[serde(default)]
+    args: Vec<String>,
+    /// The build must fail, and what kiln prints then must hold this text.
+    fails: Option<String>,
+    /// Why there is no recorded expectation: the case is held against the BuildKit of this machine in the test itself.
+    live: Option<String>,
+    /// Why the expectation was written or changed by a person, and what it stands on: a deliberate difference, or a syntax that
+    /// no peer at hand knows.
+    #[serde(default)]
+    by_hand: Option<String>,
     /// Whether the folder `.served` is put on a file server, whose address is the build argument `SERVER`.
     #[serde(default)]
     serve: bool,
@@ -44,9 +55,27 @@ pub(crate) struct Case {
     /// Arguments that `docker build` and `kiln build` both take, without the context.
     pub(crate) args: Vec<String>,
     pub(crate) ignore: Vec<String>,
+    /// What a build that must fail says.
+    pub(crate) fails: Option<String>,
+    /// Whether a peer of this machine builds it each time, instead of a recorded expectation.
+    pub(crate) live: bool,
+    /// Why the expectation was written by a person.
+    pub(crate) by_hand: Option<String>,
+    /// Texts that differ from run to run, with what is written for them.
+    pub(crate) replace: Vec<(String, String)>,
     /// Where the two builds may write.
     pub(crate) folder: TempDir,
     _server: Option<FileServer>,
+}
+
+/// The file that holds what a case's image must be.
+const EXPECTED: &str = "expected.txt";
+
+impl Case {
+    /// Where the expectation lies in the source tree.
+    pub(crate) fn expected(&self) -> PathBuf {
+        lab::workspace().join("testdata/conformance").join(&self.name).join(EXPECTED)
+    }
 }
 
 /// The names of all cases, sorted.
@@ -67,6 +96,10 @@ pub(crate) fn prepare(name: &str) -> Result<Case, String> {
     let context = folder.path().join("context");
     copy(&source, &context).map_err(|e| format!("copying the context: {e}"))?;
     fs::remove_file(context.join("case.toml")).map_err(|e| e.to_string())?;
+    match fs::remove_file(context.join(EXPECTED)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.to_string()),
+        _ => {}
+    }
     if let Some(script) = &words.setup {
         let output = Command::new("sh")
             .args(["-euc", &format!("umask 022\n{script}")])
@@ -79,11 +112,13 @@ pub(crate) fn prepare(name: &str) -> Result<Case, String> {
     }
     let mut args = Vec::new();
     let mut server = None;
+    let mut replace = vec![(context.display().to_string(), "CONTEXT".to_owned())];
     if words.serve {
         let served = folder.path().join("served");
         fs::rename(context.join(".served"), &served).map_err(|e| e.to_string())?;
         let started = FileServer::start(&served);
         args.extend(["--build-arg".to_owned(), format!("SERVER={}", started.host())]);
+        replace.push((started.host().to_owned(), "SERVER".to_owned()));
         server = Some(started);
     }
     for argument in words.build_args {
@@ -98,8 +133,19 @@ pub(crate) fn prepare(name: &str) -> Result<Case, String> {
     if let Some(file) = words.file {
         args.extend(["-f".to_owned(), context.join(file).display().to_string()]);
     }
-    let ignore = words.ignore.into_keys().collect();
-    Ok(Case { name: name.to_owned(), context, args, ignore, folder, _server: server })
+    args.extend(words.args.iter().map(|a| a.replace("{context}", &context.display().to_string())));
+    Ok(Case {
+        name: name.to_owned(),
+        context,
+        args,
+        ignore: words.ignore.into_keys().collect(),
+        fails: words.fails,
+        live: words.live.is_some(),
+        by_hand: words.by_hand,
+        replace,
+        folder,
+        _server: server,
+    })
 }
 
 /// A copy with modes 0755 and 0644 and old times. BuildKit takes a file of the same size and time for the same file,

@@ -8,6 +8,9 @@ use serde_json::Value;
 use super::archive::Image;
 use super::tar;
 
+/// A text of at most this many bytes is kept as it is.
+const SHORT: usize = 80;
+
 /// What the comparison is told besides the two images.
 #[derive(Debug, Default)]
 pub(crate) struct Rules {
@@ -129,39 +132,47 @@ fn consistency(name: &str, image: &Image, found: &mut Vec<String>) {
 
 /// What a path of the merged tree is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Node {
-    kind: &'static str,
-    mode: u32,
-    owner: (u64, u64),
-    mtime: i64,
-    size: usize,
-    content: Option<Digest>,
-    link: Vec<u8>,
-    device: (u64, u64),
-    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+pub(crate) struct Node {
+    pub(crate) kind: &'static str,
+    pub(crate) mode: u32,
+    pub(crate) owner: (u64, u64),
+    pub(crate) mtime: i64,
+    pub(crate) size: usize,
+    pub(crate) content: Option<Digest>,
+    /// The content itself when it is a short text.
+    pub(crate) text: Option<String>,
+    pub(crate) link: Vec<u8>,
+    pub(crate) device: (u64, u64),
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// The same number for the names of one file.
     inode: usize,
-    /// The first of the file's names.
-    first_name: Vec<u8>,
+    /// The first of the file's names, once `Merged::nodes` gave it.
+    pub(crate) first_name: Vec<u8>,
 }
 
 type Tree = BTreeMap<Vec<u8>, Node>;
 
-/// The tree that the layers make together, by the rules of the OCI image specification.
-fn merge(layers: &[Vec<u8>]) -> Result<Tree, String> {
-    let mut tree = Tree::new();
-    let mut inodes = 0;
-    for (number, layer) in layers.iter().enumerate() {
-        let entries = tar::entries(layer).map_err(|e| format!("layer {number}: {e}"))?;
+/// The tree that layers make together, by the rules of the OCI image specification.
+#[derive(Debug, Default)]
+pub(crate) struct Merged {
+    tree: Tree,
+    inodes: usize,
+}
+
+impl Merged {
+    /// Puts one more layer on top.
+    pub(crate) fn apply(&mut self, layer: &[u8]) -> Result<(), String> {
+        let tree = &mut self.tree;
+        let entries = tar::entries(layer)?;
         // Whiteouts hide what lower layers hold, wherever in the archive they stand.
         for entry in &entries {
             let (folder, name) = split(&entry.path);
             if name == b".wh..wh..opq" {
-                remove_below(&mut tree, folder);
+                remove_below(tree, folder);
             } else if let Some(hidden) = name.strip_prefix(b".wh.") {
                 let path = if folder.is_empty() { hidden.to_vec() } else { [folder, b"/", hidden].concat() };
                 tree.remove(&path);
-                remove_below(&mut tree, &path);
+                remove_below(tree, &path);
             }
         }
         for entry in entries {
@@ -176,16 +187,15 @@ fn merge(layers: &[Vec<u8>]) -> Result<Tree, String> {
                 b'4' => "block device",
                 b'5' => "directory",
                 b'6' => "fifo",
-                other => return Err(format!("layer {number}: an entry of type {}", other as char)),
+                other => return Err(format!("an entry of type {}", other as char)),
             };
-            inodes += 1;
+            self.inodes += 1;
             let node = if kind == "hard link" {
-                let target = entry.link.split(|b| *b == b'/').filter(|p| !p.is_empty() && *p != b".");
-                let target = target.collect::<Vec<_>>().join(&b'/');
-                tree.get(&target).cloned().ok_or_else(|| {
-                    format!("layer {number}: a hard link to {}, which isn't there", String::from_utf8_lossy(&target))
-                })?
+                tree.get(&entry.link)
+                    .cloned()
+                    .ok_or_else(|| format!("a hard link to {}, which isn't there", String::from_utf8_lossy(&entry.link)))?
             } else {
+                let text = std::str::from_utf8(entry.data).ok().filter(|t| kind == "file" && t.len() <= SHORT);
                 Node {
                     kind,
                     mode: entry.mode,
@@ -193,24 +203,39 @@ fn merge(layers: &[Vec<u8>]) -> Result<Tree, String> {
                     mtime: entry.mtime,
                     size: entry.data.len(),
                     content: (kind == "file").then(|| Digest::of(entry.data)),
+                    text: text.map(str::to_owned),
                     link: if kind == "symlink" { entry.link } else { Vec::new() },
                     device: if kind.ends_with("device") { entry.device } else { (0, 0) },
                     xattrs: entry.xattrs,
-                    inode: inodes,
+                    inode: self.inodes,
                     first_name: Vec::new(),
                 }
             };
             if node.kind != "directory" {
-                remove_below(&mut tree, &entry.path);
+                remove_below(tree, &entry.path);
             }
             tree.insert(entry.path, node);
         }
+        Ok(())
     }
-    let mut names: BTreeMap<usize, Vec<u8>> = BTreeMap::new();
-    for (path, node) in &mut tree {
-        node.first_name = names.entry(node.inode).or_insert_with(|| path.clone()).clone();
+
+    /// Every path with what it is.
+    pub(crate) fn nodes(&self) -> Tree {
+        let mut tree = self.tree.clone();
+        let mut names: BTreeMap<usize, Vec<u8>> = BTreeMap::new();
+        for (path, node) in &mut tree {
+            node.first_name = names.entry(node.inode).or_insert_with(|| path.clone()).clone();
+        }
+        tree
     }
-    Ok(tree)
+}
+
+fn merge(layers: &[Vec<u8>]) -> Result<Tree, String> {
+    let mut merged = Merged::default();
+    for (number, layer) in layers.iter().enumerate() {
+        merged.apply(layer).map_err(|e| format!("layer {number}: {e}"))?;
+    }
+    Ok(merged.nodes())
 }
 
 fn files(a: &Tree, b: &Tree, rules: &Rules, found: &mut Vec<String>) {

@@ -1,6 +1,7 @@
 //! The real servers that tests talk to. `testdata/tools/lab.py` starts each and ends it when its standard input ends,
 //! so none survives this process, however that ends.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -138,6 +139,32 @@ pub(crate) fn registry() -> &'static Registry {
     &SHARED
 }
 
+/// The diff_ids of the base images' layers, each with the base's name.
+pub(crate) fn bases() -> &'static BTreeMap<String, String> {
+    static FOUND: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
+        let output = Command::new("python3").arg(workspace().join("testdata/tools/lab.py")).arg("bases").output();
+        let output = output.expect("python3 runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let mut found = BTreeMap::new();
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let [name, layout, ..] = words[..] else { panic!("lab.py bases says {line:?}") };
+            let blob = |descriptor: &Value| -> Value {
+                let digest = descriptor["digest"].as_str().expect("a descriptor has a digest").replace(':', "/");
+                let bytes = std::fs::read(Path::new(layout).join("blobs").join(digest)).expect("a layout holds its blobs");
+                serde_json::from_slice(&bytes).expect("a manifest or a configuration is JSON")
+            };
+            let index = std::fs::read(Path::new(layout).join("index.json")).expect("a layout has an index");
+            let index: Value = serde_json::from_slice(&index).expect("an index is JSON");
+            let config = blob(&blob(&index["manifests"][0])["config"]);
+            let ids = config["rootfs"]["diff_ids"].as_array().expect("an image has layers").clone();
+            found.extend(ids.iter().map(|id| (id.as_str().unwrap_or_default().to_owned(), name.to_owned())));
+        }
+        found
+    });
+    &FOUND
+}
+
 /// Debian's `dockerd`, whose BuildKit kiln is compared with.
 #[derive(Debug)]
 pub(crate) struct Dockerd {
@@ -175,6 +202,25 @@ impl Dockerd {
 pub(crate) fn dockerd() -> Result<&'static Dockerd, &'static str> {
     static SHARED: LazyLock<Result<Dockerd, String>> = LazyLock::new(Dockerd::start);
     SHARED.as_ref().map_err(String::as_str)
+}
+
+/// The client of a BuildKit that is newer than Debian stable's, and what to call it: the program that `KILN_PEER` names, or
+/// that of Debian sid's `dockerd`, started here.
+pub(crate) fn newest() -> (PathBuf, String) {
+    static SHARED: LazyLock<(Server, TempDir)> = LazyLock::new(|| {
+        let folder = temp_dir();
+        let path = folder.path().join("newest");
+        let mirror = format!("http://{}", registry().host());
+        let server = Server::start(&["newest", path.to_str().expect("a temporary folder's name is text"), "--mirror", &mirror]);
+        (server.unwrap_or_else(|e| panic!("no newer dockerd: {e}")), folder)
+    });
+    match std::env::var_os("KILN_PEER") {
+        Some(client) => (client.into(), std::env::var("KILN_PEER_NAME").expect("KILN_PEER_NAME says which BuildKit it is")),
+        None => {
+            let fact = |name| SHARED.0.fact(name).expect("the newer dockerd says its client and version").to_owned();
+            (fact("docker").into(), format!("BuildKit of Debian's docker.io {}", fact("version")))
+        }
+    }
 }
 
 /// git's own server on loopback, for the repositories below a folder.

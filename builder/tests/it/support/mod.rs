@@ -3,6 +3,7 @@
 pub(crate) mod archive;
 pub(crate) mod case;
 pub(crate) mod compare;
+pub(crate) mod expected;
 pub(crate) mod home;
 pub(crate) mod lab;
 pub(crate) mod leftovers;

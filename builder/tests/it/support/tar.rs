@@ -69,6 +69,9 @@ pub(crate) fn entries(archive: &[u8]) -> Result<Vec<Entry<'_>>, String> {
                 };
                 apply(&mut entry, records)?;
                 entry.path = clean(&entry.path);
+                if entry.kind == b'1' {
+                    entry.link = clean(&entry.link);
+                }
                 found.push(entry);
             }
         }

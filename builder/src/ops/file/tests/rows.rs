@@ -111,7 +111,8 @@ fn owners_and_modes() {
         ("COPY --chown=3:4 d /d", &["d d 700 5:6", "f d/n 644 3:4 N"]),
         ("COPY --chown=3:4 dir/l* /n/", &["d n 755 3:4 @clock", "f n/l 644 3:4 F"]),
         ("COPY --chmod=4711 b /n", &["f n 4711 0:0 B"]),
-        ("COPY --chmod=600 dirA /n/", &["d n 755 0:0 @clock", "d n/sub 600 0:0", "f n/sub/s 600 0:0 S"]),
+        ("COPY --chmod=4711 a /n/m", &["d n 711 0:0 @clock", "f n/m 4711 0:0 A"]),
+        ("COPY --chmod=600 dirA /n/", &["d n 600 0:0 @clock", "d n/sub 600 0:0", "f n/sub/s 600 0:0 S"]),
         ("COPY --chmod=u=rwX,go=rX dirA /n", &["d n 755 0:0 @clock", "d n/sub 755 0:0", "f n/sub/s 644 0:0 S"]),
         ("COPY --chmod=600 --chown=7 <<E /n", &["f n 600 7:7 E! @clock"]),
         // From a stage owners are kept.
