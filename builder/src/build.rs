@@ -16,7 +16,7 @@ use kiln_store::layer::compress::Compression;
 use kiln_store::{ImageRecord, LayerRecord};
 
 use crate::bases::{Missing, ResolvedBases};
-use crate::context::source::{self, Located};
+use crate::context::source::{self, Access, Located};
 use crate::context::{self, Context, ContextError};
 use crate::engine::Engine;
 use crate::error::{Error, StepError};
@@ -112,7 +112,7 @@ fn locate(engine: &Engine, request: &BuildRequest, source: &ContextSource, name:
     };
     let keep = request.language.build_args.iter().rev().find(|(key, _)| key == KEEP_GIT_DIR);
     let keep = keep.is_some_and(|(_, value)| matches!(value.as_str(), "1" | "true"));
-    let located = source::locate(engine, source, &request.git, keep, task.as_ref());
+    let located = source::locate(engine, source, access(request), keep, task.as_ref());
     if located.is_err() {
         engine.check()?;
     }
@@ -120,6 +120,10 @@ fn locate(engine: &Engine, request: &BuildRequest, source: &ContextSource, name:
         Some(task) => task.end_with(located)?,
         None => located?,
     })
+}
+
+fn access(request: &BuildRequest) -> Access<'_> {
+    Access { environment: &request.git, grants: &request.grants }
 }
 
 /// Opens a named context when a step first asks for it; `located` keeps it until the build is over.
@@ -160,7 +164,7 @@ fn load_definition(
     let task = engine.events.start(format!("[internal] load build definition from {name}"));
     let loaded = match (&request.dockerfile, &main.text) {
         (DockerfileSource::Http(url), _) => {
-            source::locate(engine, &ContextSource::Http(url.clone()), &request.git, false, Some(&task)).and_then(|found| {
+            source::locate(engine, &ContextSource::Http(url.clone()), access(request), false, Some(&task)).and_then(|found| {
                 let nothing = || ContextError::NoDockerfile { dir: crate::ops::git::redact(url).into() };
                 context::read_dockerfile(main.folder(), &DockerfileSource::Bytes(found.text.ok_or_else(nothing)?))
             })

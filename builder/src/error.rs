@@ -324,13 +324,15 @@ impl Error {
                 StepError::NoSecret { id } => {
                     Some(format!("give it with `--secret id={id},src=FILE` or `--secret id={id},env=NAME`"))
                 }
-                StepError::NoAgent { id } if id == "default" => Some("give it with `--ssh default`".to_owned()),
-                StepError::NoAgent { id } => Some(format!("give it with `--ssh {id}=SOCKET`")),
+                StepError::NoAgent { id } if id == "default" => Some(crate::ops::git::GIVE_AGENT.to_owned()),
+                StepError::Git(error) => error.hint().map(str::to_owned),
+                StepError::NoAgent { id } => Some(format!("give it with `--ssh {id}=SOCKET` or `--ssh {id}=KEYFILE`")),
                 StepError::NoEmulator { handler_is_lost, .. } => Some(emulator_hint(*handler_is_lost)),
                 StepError::File(error) => error.hint().map(str::to_owned),
                 StepError::Sandbox(error) if cause.kind() == Kind::Host => Some(host_hint(error)),
                 _ => None,
             },
+            Error::Context(ContextError::Git(error)) => error.hint().map(str::to_owned),
             Error::Image(ImageError::NotFound { name }) => {
                 Some(format!("`kiln images` lists what there is; `kiln pull {name}` fetches it"))
             }

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
+
+use base64::Engine as _;
+
+use crate::ops::agent::Agent;
 
 /// A secret's value. Its debug form shows only how long it is.
 #[derive(Clone, PartialEq, Eq)]
@@ -32,8 +35,8 @@ impl fmt::Debug for Secret {
 pub struct Grants {
     /// `--secret`: values by id.
     pub secrets: BTreeMap<String, Secret>,
-    /// `--ssh`: sockets of agents by id.
-    pub agents: BTreeMap<String, PathBuf>,
+    /// `--ssh`: agents by id.
+    pub agents: BTreeMap<String, Agent>,
     /// `--allow security.insecure`.
     pub insecure: bool,
 }
@@ -46,6 +49,23 @@ impl Grants {
             let value = |kind: &str| Some(self.secrets.get(&format!("HTTP_AUTH_{kind}_{name}"))?.reveal().trim_ascii());
             let header = value("HEADER").map(<[u8]>::to_vec);
             header.or_else(|| Some([b"Bearer ", value("TOKEN")?].concat())).map(Secret::new)
+        })
+    }
+}
+
+impl Grants {
+    /// The `Authorization` header for a git server, named as its address names it (BuildKit `source/git`): `GIT_AUTH_HEADER.<host>`
+    /// or `GIT_AUTH_TOKEN.<host>`, and without a host those for all servers. A token is the password of `x-access-token`, as
+    /// GitHub, GitLab and others take it.
+    pub fn git_authorization(&self, host: &str) -> Option<Secret> {
+        let value = |name: String| Some(self.secrets.get(&name)?.reveal().trim_ascii());
+        [format!(".{host}"), String::new()].into_iter().find_map(|scope| {
+            let header = value(format!("GIT_AUTH_HEADER{scope}")).map(<[u8]>::to_vec);
+            let token = || {
+                let pair = [b"x-access-token:", value(format!("GIT_AUTH_TOKEN{scope}"))?].concat();
+                Some(format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair)).into_bytes())
+            };
+            header.or_else(token).map(Secret::new)
         })
     }
 }
@@ -76,6 +96,25 @@ mod tests {
             let grants = Grants { secrets, ..Grants::default() };
             let got = grants.authorization(&["h:81".to_owned(), "h".to_owned()]);
             assert_eq!(got.as_ref().map(Secret::reveal), want.map(str::as_bytes), "{given:?}");
+        }
+    }
+    #[test]
+    fn git_authorization() {
+        type Row = (&'static [(&'static str, &'static str)], Option<&'static str>);
+        // echo -n x-access-token:t | base64
+        let token = Some("Basic eC1hY2Nlc3MtdG9rZW46dA==");
+        let rows: &[Row] = &[
+            (&[], None),
+            (&[("GIT_AUTH_TOKEN", "t\n")], token),
+            (&[("GIT_AUTH_HEADER", "Basic x"), ("GIT_AUTH_TOKEN.h:81", "t")], token),
+            (&[("GIT_AUTH_HEADER.h:81", "Bearer x"), ("GIT_AUTH_TOKEN.h:81", "t")], Some("Bearer x")),
+            (&[("GIT_AUTH_HEADER", "Basic x"), ("GIT_AUTH_TOKEN", "t")], Some("Basic x")),
+            (&[("GIT_AUTH_TOKEN.h", "t"), ("GIT_AUTH_HEADER.other", "x")], None),
+        ];
+        for (given, want) in rows {
+            let secrets = given.iter().map(|(id, v)| ((*id).to_owned(), Secret::new(v.as_bytes().to_vec()))).collect();
+            let grants = Grants { secrets, ..Grants::default() };
+            assert_eq!(grants.git_authorization("h:81").as_ref().map(Secret::reveal), want.map(str::as_bytes), "{given:?}");
         }
     }
 }

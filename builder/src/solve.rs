@@ -352,6 +352,7 @@ fn fetch(work: &Work<'_>, vertex: &Vertex, op: &CopyOp) -> Result<Vec<Fetched>, 
                     environment: work.git,
                     cancel: &engine.cancel,
                     origin: Origin::Dockerfile,
+                    grants: work.grants,
                 };
                 let found = git::Fetched::find(url, checksum, op.keep_git_dir, &setting);
                 engine.check()?;

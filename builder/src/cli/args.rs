@@ -142,7 +142,7 @@ pub(crate) struct BuildArgs {
     /// Secret to expose to the build (format: `id=mysecret[,src=/local/secret]`)
     #[arg(long, value_name = "SPEC")]
     pub(crate) secret: Vec<String>,
-    /// SSH agent socket to expose to the build (format: `default|id[=SOCKET]`)
+    /// SSH agent socket or keys to expose to the build (format: `default|id[=SOCKET|KEY[,KEY]]`)
     #[arg(long, value_name = "SPEC")]
     pub(crate) ssh: Vec<String>,
     /// Allow extra privileged entitlement (security.insecure)

@@ -1,5 +1,6 @@
 //! Rows of what was typed after `kiln build` and what is meant by it, or why it is refused.
 
+use kiln::ops::agent::Agent;
 use kiln::request::{ContextSource, DockerfileSource, LayoutImage, NamedSource};
 
 use super::*;
@@ -56,7 +57,7 @@ fn secrets_and_limits() {
     let request = meant(&format!("--ssh default --ssh git={named} /"), &[("SSH_AUTH_SOCK", &named)], b"").unwrap();
     assert_eq!(
         request.grants.agents.into_iter().collect::<Vec<_>>(),
-        [("default".into(), socket.clone()), ("git".into(), socket)]
+        [("default".into(), Agent::Socket(socket.clone())), ("git".into(), Agent::Socket(socket))]
     );
 }
 
@@ -155,8 +156,8 @@ fn mistakes() {
         ("--secret id=x,src=/dev/zero /", "the secret /dev/zero is too large"),
         ("--ssh default /", "--ssh default: there is no ssh agent"),
         ("--ssh default=/nonexistent /", "--ssh default: cannot use /nonexistent: No such file"),
-        ("--ssh git=/etc/passwd /", "--ssh git: /etc/passwd is not the socket of an agent"),
-        ("--ssh git=/a,/b /", "--ssh git: /a is not the socket of an agent"),
+        ("--ssh git=/etc/passwd /", "--ssh git: cannot use /etc/passwd: it holds no private key"),
+        ("--ssh git=/a,/b /", "--ssh git: cannot use /a: No such file"),
         ("--ulimit nofile /", "invalid --ulimit `nofile`: it has no value"),
         ("--ulimit files=1 /", "invalid --ulimit `files=1`: there is no such limit"),
         ("--ulimit nofile=many /", "invalid --ulimit `nofile=many`: a limit is a number"),

@@ -6,6 +6,8 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use kiln::grant::{Grants, Secret};
+use kiln::ops::agent::Agent;
+use kiln::ops::agent::key::{Key, KeyError};
 use kiln_runner::{Limit, Resource};
 
 use super::args::BuildArgs;
@@ -16,6 +18,9 @@ use super::report::Failure;
 /// The longest secret that BuildKit takes.
 const LONGEST_SECRET: u64 = 500 << 10;
 
+/// More than the file of any ssh key holds.
+const LONGEST_KEY: u64 = 64 << 10;
+
 /// What the flags grant. Secrets are read here, so that a missing file fails before anything is built.
 pub(crate) fn grants(args: &BuildArgs, environment: &Environment) -> Result<Grants, Failure> {
     let mut grants = Grants::default();
@@ -24,8 +29,8 @@ pub(crate) fn grants(args: &BuildArgs, environment: &Environment) -> Result<Gran
         grants.secrets.insert(id, secret);
     }
     for spec in &args.ssh {
-        let (id, socket) = agent(spec, environment)?;
-        grants.agents.insert(id, socket);
+        let (id, agent) = agent(spec, environment)?;
+        grants.agents.insert(id, agent);
     }
     for entitlement in args.allow.iter().flat_map(|list| list.split(',')) {
         match entitlement {
@@ -85,33 +90,51 @@ fn read_secret(path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(value)
 }
 
-/// `default`, which is the socket that `SSH_AUTH_SOCK` names, or `id=SOCKET`.
-fn agent(spec: &str, environment: &Environment) -> Result<(String, PathBuf), Failure> {
+/// `id=SOCKET`, `id=KEY[,KEY…]`, or an id alone, which stands for the socket that `SSH_AUTH_SOCK` names.
+fn agent(spec: &str, environment: &Environment) -> Result<(String, Agent), Failure> {
     let (id, paths) = spec.split_once('=').unwrap_or((spec, ""));
     if id.is_empty() {
-        return Err(Failure::usage_hint(format!("invalid --ssh `{spec}`"), "write `default` or `id=SOCKET`"));
+        return Err(Failure::usage_hint(format!("invalid --ssh `{spec}`"), "write `default`, `id=SOCKET` or `id=KEYFILE`"));
     }
-    let paths: Vec<&str> = paths.split(',').filter(|path| !path.is_empty()).collect();
-    let socket = match paths.as_slice() {
-        [] => environment.raw("SSH_AUTH_SOCK").map(PathBuf::from).ok_or_else(|| {
-            Failure::usage_hint(format!("--ssh {id}: there is no ssh agent"), "make sure that SSH_AUTH_SOCK is set")
-        })?,
-        [one] => PathBuf::from(one),
-        _ => return Err(keys(id, Path::new(paths[0]))),
-    };
-    let kind = std::fs::metadata(&socket)
-        .map_err(|cause| Failure::usage(format!("--ssh {id}: cannot use {}: {cause}", socket.display())))?;
-    match kind.file_type().is_socket() {
-        true => Ok((id.to_owned(), socket)),
-        false => Err(keys(id, &socket)),
+    let mut paths: Vec<PathBuf> = paths.split(',').filter(|path| !path.is_empty()).map(PathBuf::from).collect();
+    if paths.is_empty() {
+        paths.push(environment.raw("SSH_AUTH_SOCK").map(PathBuf::from).ok_or_else(|| {
+            Failure::usage_hint(
+                format!("--ssh {id}: there is no ssh agent"),
+                format!("make sure that SSH_AUTH_SOCK is set, or name a key with `--ssh {id}=KEYFILE`"),
+            )
+        })?);
+    }
+    let (mut sockets, mut keys) = (Vec::new(), Vec::new());
+    for path in &paths {
+        let failed = |cause: std::io::Error| Failure::usage(format!("--ssh {id}: cannot use {}: {cause}", path.display()));
+        if std::fs::metadata(path).map_err(failed)?.file_type().is_socket() {
+            sockets.push(path.clone());
+        } else {
+            keys.push(key(id, path)?);
+        }
+    }
+    match (sockets.pop(), keys.is_empty()) {
+        (None, _) => Ok((id.to_owned(), Agent::Keys(keys.into()))),
+        (Some(socket), true) if sockets.is_empty() => Ok((id.to_owned(), Agent::Socket(socket))),
+        (Some(_), _) => Err(Failure::usage_hint(
+            format!("--ssh {id}: there is more than one agent"),
+            "give one socket, or key files, to each id",
+        )),
     }
 }
 
-fn keys(id: &str, path: &Path) -> Failure {
-    Failure::usage_hint(
-        format!("--ssh {id}: {} is not the socket of an agent, and key files are not supported", path.display()),
-        "let an agent hold the keys: `eval $(ssh-agent) && ssh-add FILE`",
-    )
+fn key(id: &str, path: &Path) -> Result<Key, Failure> {
+    let failed = |cause: std::io::Error| Failure::usage(format!("--ssh {id}: cannot read {}: {cause}", path.display()));
+    let mut file = Vec::new();
+    std::fs::File::open(path).and_then(|open| open.take(LONGEST_KEY).read_to_end(&mut file)).map_err(failed)?;
+    Key::parse(&file).map_err(|cause| {
+        let message = format!("--ssh {id}: cannot use {}: {cause}", path.display());
+        match cause {
+            KeyError::None => Failure::usage_hint(message, "name the socket of an agent or the file of a private key"),
+            _ => Failure::usage_hint(message, "let an agent hold the key: `eval $(ssh-agent) && ssh-add FILE`"),
+        }
+    })
 }
 
 /// `name=soft[:hard]`, -1 being no limit.

@@ -57,11 +57,20 @@ impl Located {
     }
 }
 
+/// What fetching may use.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Access<'a> {
+    /// What git sees of the process's environment.
+    pub(crate) environment: &'a GitEnvironment,
+    /// May hold credentials.
+    pub(crate) grants: &'a Grants,
+}
+
 /// Makes a folder of `source`. `keep_git_dir` is for repositories that don't say.
 pub(crate) fn locate(
     engine: &Engine,
     source: &ContextSource,
-    environment: &GitEnvironment,
+    access: Access<'_>,
     keep_git_dir: bool,
     task: Option<&Task>,
 ) -> Result<Located, ContextError> {
@@ -73,7 +82,7 @@ pub(crate) fn locate(
             Ok(Located::draft(unpack(engine, archive, "-")?, None))
         }
         ContextSource::Http(url) => {
-            let fetched = http::fetch(url, &engine.store, None, &Grants::default(), &|done, total| {
+            let fetched = http::fetch(url, &engine.store, None, access.grants, &|done, total| {
                 task.into_iter().for_each(|task| task.status("downloading", done, total));
             })?;
             if begins_as_archive(fetched.open()?) {
@@ -83,7 +92,9 @@ pub(crate) fn locate(
             Ok(Located::draft(engine.store.layers().prepare(None)?, Some(text)))
         }
         ContextSource::Git(url) => {
-            let setting = git::Setting { store: &engine.store, environment, cancel: &engine.cancel, origin: Origin::CommandLine };
+            let Access { environment, grants } = access;
+            let origin = Origin::CommandLine;
+            let setting = git::Setting { store: &engine.store, environment, cancel: &engine.cancel, origin, grants };
             let keep = keep_git_dir.then_some(true);
             let found = git::Fetched::find(url, None, keep, &setting)?;
             if let Some(task) = task {

@@ -1,5 +1,7 @@
-//! Hides how a RUN reaches an ssh agent: through a socket that lives as long as the command, and lets keys be listed and used but
-//! not changed (draft-miller-ssh-agent; BuildKit `sshforward`).
+//! Hides how a command reaches an ssh agent: through a socket that lives as long as the command, and lets keys be listed and used
+//! but not changed (draft-miller-ssh-agent; BuildKit `sshforward`). For key files the agent is kiln itself.
+
+pub mod key;
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd as _;
@@ -9,16 +11,30 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use key::{Fields, Key, string};
+
 /// The messages that are passed on.
 const REQUEST_IDENTITIES: u8 = 11;
 const SIGN_REQUEST: u8 = 13;
 /// The answer to all others.
 const FAILURE: u8 = 5;
+/// The answers of an agent to these two.
+const IDENTITIES_ANSWER: u8 = 12;
+const SIGN_RESPONSE: u8 = 14;
 /// The longest message that OpenSSH takes.
 const LONGEST: u32 = 256 << 10;
 
 /// The name of the socket in its folder.
 const NAME: &str = "ssh-agent";
+
+/// Who answers for `--ssh`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Agent {
+    /// An agent that listens at this socket.
+    Socket(PathBuf),
+    /// kiln, with these keys.
+    Keys(Arc<[Key]>),
+}
 
 /// A socket that leads to an agent, until it is dropped.
 #[derive(Debug)]
@@ -33,15 +49,17 @@ impl Forward {
     ///
     /// # Errors
     /// What the system answers; also when nobody listens at `agent`.
-    pub fn start(folder: &Path, agent: &Path, mode: u32, uid: u32, gid: u32) -> io::Result<Forward> {
-        drop(UnixStream::connect(agent)?);
+    pub fn start(folder: &Path, agent: &Agent, mode: u32, uid: u32, gid: u32) -> io::Result<Forward> {
+        if let Agent::Socket(socket) = agent {
+            drop(UnixStream::connect(socket)?);
+        }
         let path = folder.join(NAME);
         let folder = std::fs::File::open(folder)?;
         let listener = UnixListener::bind(short(&folder))?;
         std::os::unix::fs::chown(&path, Some(uid), Some(gid))?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, agent) = (Arc::clone(&stop), agent.to_owned());
+        let (stopped, agent) = (Arc::clone(&stop), agent.clone());
         std::thread::Builder::new().name(NAME.to_owned()).spawn(move || {
             for client in listener.incoming() {
                 if stopped.load(Ordering::Acquire) {
@@ -63,6 +81,11 @@ impl Forward {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// A name for it that is short enough for programs on the host, whatever its folder's path is.
+    pub fn address(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}/{NAME}", std::process::id(), self.folder.as_raw_fd()))
+    }
 }
 
 impl Drop for Forward {
@@ -78,19 +101,40 @@ fn short(folder: &std::fs::File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{NAME}", folder.as_raw_fd()))
 }
 
-fn serve(mut client: UnixStream, agent: &Path) -> io::Result<()> {
-    let mut agent = UnixStream::connect(agent)?;
+fn serve(mut client: UnixStream, agent: &Agent) -> io::Result<()> {
+    let mut socket = match agent {
+        Agent::Socket(path) => Some(UnixStream::connect(path)?),
+        Agent::Keys(_) => None,
+    };
     while let Some(request) = receive(&mut client)? {
-        let answer = match request.first() {
-            Some(&(REQUEST_IDENTITIES | SIGN_REQUEST)) => {
-                send(&mut agent, &request)?;
-                receive(&mut agent)?.ok_or(io::ErrorKind::UnexpectedEof)?
+        let answer = match (request.first(), &mut socket, agent) {
+            (Some(&(REQUEST_IDENTITIES | SIGN_REQUEST)), Some(socket), _) => {
+                send(socket, &request)?;
+                receive(socket)?.ok_or(io::ErrorKind::UnexpectedEof)?
             }
+            (Some(&REQUEST_IDENTITIES), None, Agent::Keys(keys)) => identities(keys),
+            (Some(&SIGN_REQUEST), None, Agent::Keys(keys)) => signature(keys, &request[1..]).unwrap_or_else(|| vec![FAILURE]),
             _ => vec![FAILURE],
         };
         send(&mut client, &answer)?;
     }
     Ok(())
+}
+
+/// All keys, without their comments, which tell of the machine.
+fn identities(keys: &[Key]) -> Vec<u8> {
+    let count = u32::try_from(keys.len()).unwrap_or(u32::MAX).to_be_bytes();
+    let mut answer = [&[IDENTITIES_ANSWER][..], &count].concat();
+    keys.iter().for_each(|key| answer.extend([string(key.public()), string(b"")].concat()));
+    answer
+}
+
+/// A public key, what is to be signed, and flags: a signature, if the key is among `keys` and can do that.
+fn signature(keys: &[Key], request: &[u8]) -> Option<Vec<u8>> {
+    let mut fields = Fields(request);
+    let (public, data, flags) = (fields.string().ok()?, fields.string().ok()?, fields.word().ok()?);
+    let signature = keys.iter().find(|key| key.public() == public)?.sign(data, flags)?;
+    Some([vec![SIGN_RESPONSE], string(&signature)].concat())
 }
 
 /// The next message; `None` at the end.
@@ -137,7 +181,7 @@ mod tests {
         });
         let folder = temp.path().join("long".repeat(30));
         std::fs::create_dir(&folder).unwrap();
-        let forward = Forward::start(&folder, &agent, 0o620, 0, 0).unwrap();
+        let forward = Forward::start(&folder, &Agent::Socket(agent), 0o620, 0, 0).unwrap();
         assert_eq!(std::fs::metadata(forward.path()).unwrap().mode() & 0o7777, 0o620);
         let mut client = UnixStream::connect(short(&forward.folder)).unwrap();
         let rows: &[(&[u8], &[u8])] = &[
@@ -156,7 +200,7 @@ mod tests {
         }
         client.write_all(&[0xff; 4]).unwrap();
         assert!(receive(&mut client).is_ok_and(|m| m.is_none()), "a message without end ends the exchange");
-        let nobody = Forward::start(&folder, &temp.path().join("nobody"), 0o600, 0, 0);
+        let nobody = Forward::start(&folder, &Agent::Socket(temp.path().join("nobody")), 0o600, 0, 0);
         assert!(nobody.is_err());
     }
 }

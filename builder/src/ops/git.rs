@@ -7,6 +7,7 @@ mod address;
 mod checkout;
 mod command;
 
+use std::path::Path;
 use std::sync::OnceLock;
 
 use kiln_frontend::ignore::PatternMatcher;
@@ -15,13 +16,15 @@ use kiln_store::Store;
 use kiln_store::rootdir::FsError;
 
 use crate::context::{Context, ContextError};
+use crate::grant::{Grants, Secret};
+use crate::ops::agent::{Agent, Forward};
 
 pub use address::redact;
 pub use address::{GitAddress, Origin};
 pub use checkout::Checkout;
-pub use command::{GitEnvironment, PASSED_ON};
+pub use command::{GIVE_AGENT, GitEnvironment, PASSED_ON};
 
-use address::Wanted;
+use address::{Transport, Wanted};
 use checkout::Found;
 use command::Git;
 
@@ -88,6 +91,19 @@ pub enum GitError {
         /// Why.
         reason: &'static str,
     },
+    /// The address needs an ssh agent, and the build was given none.
+    #[error("cannot fetch `{url}`: the build has no ssh agent or key `default`")]
+    NoAgent {
+        /// The address.
+        url: String,
+    },
+    /// The ssh agent can't be reached.
+    #[error("cannot reach the ssh agent `default`")]
+    Agent {
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
     /// The file system refused.
     #[error(transparent)]
     Fs(#[from] FsError),
@@ -97,6 +113,24 @@ pub enum GitError {
     /// The build was stopped by a signal.
     #[error("the build was interrupted")]
     Interrupted,
+}
+
+impl GitError {
+    /// What to do about it, where that can be said.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            GitError::NoAgent { .. } => Some(GIVE_AGENT),
+            GitError::Failed { said, .. }
+                if said.contains("could not read Username") || said.contains("Authentication failed") =>
+            {
+                Some("give a token with `--secret id=GIT_AUTH_TOKEN.HOST,src=FILE`, or a whole header as GIT_AUTH_HEADER.HOST")
+            }
+            GitError::Failed { said, .. } if said.contains("Permission denied (") => {
+                Some("the server takes none of the keys: give others with `--ssh default=KEYFILE`")
+            }
+            _ => None,
+        }
+    }
 }
 
 impl std::fmt::Display for Wanted {
@@ -120,6 +154,8 @@ pub struct Fetched {
     keep_git_dir: bool,
     origin: Origin,
     environment: GitEnvironment,
+    authorization: Option<Secret>,
+    agent: Option<Agent>,
     cancel: Cancel,
     store: Store,
     checkout: OnceLock<Checkout>,
@@ -138,6 +174,8 @@ pub struct Setting<'a> {
     pub cancel: &'a Cancel,
     /// Who wrote the address.
     pub origin: Origin,
+    /// May hold credentials.
+    pub grants: &'a Grants,
 }
 
 impl Fetched {
@@ -151,20 +189,17 @@ impl Fetched {
         if let Some(commit) = checksum {
             address.expect(commit).map_err(|reason| GitError::Address { url: redact(url), reason })?;
         }
-        let draft = checkout::draft(setting.store)?;
-        let git = Git {
-            address: &address,
-            origin: setting.origin,
-            environment: setting.environment,
-            cancel: setting.cancel,
-            home: &draft.work,
-        };
-        let found = checkout::find(&git)?;
-        Ok(Self {
+        let agent = setting.grants.agents.get("default").filter(|_| address.transport == Transport::Ssh).cloned();
+        if address.transport == Transport::Ssh && setting.origin == Origin::Dockerfile && agent.is_none() {
+            return Err(GitError::NoAgent { url: redact(url) });
+        }
+        let mut fetched = Self {
             url: url.to_owned(),
             keep_git_dir: keep_git_dir.or(address.keep_git_dir).unwrap_or(false),
+            authorization: setting.grants.git_authorization(address.host()),
+            agent,
             address,
-            found,
+            found: Found::default(),
             origin: setting.origin,
             environment: setting.environment.clone(),
             cancel: setting.cancel.clone(),
@@ -172,6 +207,24 @@ impl Fetched {
             checkout: OnceLock::new(),
             context: OnceLock::new(),
             fetching: std::sync::Mutex::new(()),
+        };
+        let draft = checkout::draft(setting.store)?;
+        fetched.found = checkout::find(&fetched.git(&draft.work)?)?;
+        Ok(fetched)
+    }
+
+    /// A git with `home` for its home.
+    fn git<'a>(&'a self, home: &'a Path) -> Result<Git<'a>, GitError> {
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let forward = self.agent.as_ref().map(|agent| Forward::start(home, agent, 0o600, uid, gid));
+        Ok(Git {
+            address: &self.address,
+            origin: self.origin,
+            environment: &self.environment,
+            cancel: &self.cancel,
+            home,
+            authorization: self.authorization.as_ref(),
+            agent: forward.transpose().map_err(|cause| GitError::Agent { cause })?,
         })
     }
 
@@ -219,13 +272,7 @@ impl Fetched {
     /// [`GitError`].
     pub fn check_out(&self) -> Result<Checkout, GitError> {
         let home = checkout::draft(&self.store)?;
-        let git = Git {
-            address: &self.address,
-            origin: self.origin,
-            environment: &self.environment,
-            cancel: &self.cancel,
-            home: &home.work,
-        };
+        let git = self.git(&home.work)?;
         checkout::check_out(&git, &self.found, self.keep_git_dir, checkout::draft(&self.store)?)
     }
 }

@@ -66,7 +66,7 @@ fn what_is_required_and_absent_names_the_line() {
     let rows = [
         ("--mount=type=secret,id=key,required", "secret `key`: not found", "--secret id=key,src=FILE"),
         ("--mount=type=ssh,required=true", "ssh agent `default`: not found", "--ssh default"),
-        ("--mount=type=ssh,id=git,required", "ssh agent `git`: not found", "--ssh git=SOCKET"),
+        ("--mount=type=ssh,id=git,required", "ssh agent `git`: not found", "--ssh git=SOCKET` or `--ssh git=KEYFILE"),
     ];
     for (mount, message, hint) in rows {
         build(&home, &format!("FROM busybox\nRUN {mount} true\n"), &[]).fails(1).says(&["Dockerfile:2", message, hint]);
@@ -224,7 +224,79 @@ impl Drop for Agent {
     }
 }
 
-/// The host's `ssh-add` is brought into the image, with its libraries.
+/// Puts the host's `ssh-add` and `ssh-keygen` into the context `c`, below `host`, with its libraries.
+fn bring_ssh_add(home: &Home) {
+    let script = "mkdir -p c/host && for f in $(ldd /usr/bin/ssh-add /usr/bin/ssh-keygen | grep -o '/[^ :]*') /usr/bin/ssh-add; do \
+                  mkdir -p c/host$(dirname $f); cp -L $f c/host$f; done";
+    assert!(Command::new("sh").args(["-euc", script]).current_dir(home.path("")).status().unwrap().success());
+}
+
+/// Every kind of key in every form that OpenSSH and OpenSSL write: OpenSSH has kiln sign with it, and verifies that.
+#[test]
+fn key_files_need_no_agent() {
+    if !skip::needs("key_files_need_no_agent", "ssh-agent") || !skip::needs("key_files_need_no_agent", "openssl") {
+        return;
+    }
+    let home = Home::new();
+    bring_ssh_add(&home);
+    let script = "mkdir -p keys c/public && cd keys
+        for kind in ed25519 rsa ecdsa-256 ecdsa-384 ecdsa-521; do
+            bits=${kind#*-}; test $bits != $kind || bits=3072
+            ssh-keygen -q -N '' -C me@host -t ${kind%-*} -b $bits -f new-$kind
+            test $kind = ed25519 || ssh-keygen -q -N '' -m PEM -t ${kind%-*} -b $bits -f pem-$kind
+            test $kind = ed25519 || ssh-keygen -q -N '' -m PKCS8 -t ${kind%-*} -b $bits -f pkcs8-$kind
+        done
+        openssl genpkey -algorithm ed25519 -out pkcs8-ed25519
+        openssl ecparam -name prime256v1 -genkey -out parameters-before && chmod 600 parameters-before
+        ssh-keygen -y -f parameters-before > parameters-before.pub
+        mv *.pub ../c/public
+        ssh-keygen -q -N password -t ed25519 -f locked && ssh-keygen -q -N password -m PEM -t rsa -f locked-pem
+        ssh-keygen -q -N password -m PKCS8 -t rsa -f locked-pkcs8
+        openssl genrsa -out short 1024 2> /dev/null && rm *.pub
+        mkdir bad && mv locked* short bad
+        grep -rh BEGIN .";
+    let made = Command::new("sh").args(["-euc", script]).current_dir(home.path("")).output().unwrap();
+    let forms = String::from_utf8_lossy(&made.stdout).into_owned();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    for form in ["BEGIN OPENSSH PRIVATE", "BEGIN RSA PRIVATE", "BEGIN EC PRIVATE", "BEGIN PRIVATE", "BEGIN EC PARAMETERS"] {
+        assert!(forms.contains(form), "{form}: {forms}");
+    }
+    let mut files: Vec<String> = std::fs::read_dir(home.path("keys"))
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.file_type().unwrap().is_file())
+        .map(|entry| entry.path().display().to_string())
+        .collect();
+    files.sort();
+    assert_eq!(files.len(), 15, "{files:?}");
+    let context = home.context(
+        "c",
+        "FROM busybox\nCOPY host /\nCOPY public /public\n\
+         RUN --mount=type=ssh,id=keys ssh-add -l > /listed && test $(wc -l < /listed) = 15 && ! grep host /listed && \
+         echo text > /f && for key in /public/*; do rm -f /f.sig; ssh-keygen -q -Y sign -n test -f $key /f && \
+         ssh-keygen -q -Y check-novalidate -n test -s /f.sig < /f || exit 1; done && ! ssh-add -D\n\
+         RUN --mount=type=ssh test \"$(ssh-add -L | cut -d' ' -f1,2)\" = \"$(cut -d' ' -f1,2 /public/new-rsa.pub)\" && \
+         ! ssh-add -T /public/new-ed25519.pub\n",
+    );
+    let context = context.to_str().unwrap();
+    let one = files.iter().find(|name| name.ends_with("/new-rsa")).unwrap();
+    home.run(["build", "--ssh", &format!("keys={}", files.join(",")), "--ssh", &format!("default={one}"), context]).ok();
+    for (file, reason) in [
+        ("bad/locked", "encrypted with a passphrase"),
+        ("bad/locked-pem", "encrypted with a passphrase"),
+        ("bad/locked-pkcs8", "encrypted with a passphrase"),
+        ("bad/short", "RSA key of 2048"),
+        ("../c/public/new-rsa.pub", "no private key"),
+    ] {
+        let file = home.path("keys").join(file);
+        let outcome = home.run(["build", "--ssh", &format!("default={}", file.display()), context]).fails(125);
+        outcome.says(&[reason, "--ssh default", "hint: "]);
+    }
+    // Nothing of a key is left in the store.
+    let line = std::fs::read_to_string(one).unwrap().lines().nth(5).unwrap().to_owned();
+    assert!(files_with(&home.store(), line.as_bytes()).is_empty());
+}
+
 #[test]
 fn an_agent_can_be_used_but_not_changed() {
     if !skip::needs("an_agent_can_be_used_but_not_changed", "ssh-agent") {
@@ -232,9 +304,7 @@ fn an_agent_can_be_used_but_not_changed() {
     }
     let home = Home::new();
     let agent = Agent::start(&home);
-    let script = "mkdir -p c/host && for f in $(ldd /usr/bin/ssh-add | grep -o '/[^ ]*') /usr/bin/ssh-add; do \
-                  mkdir -p c/host$(dirname $f); cp -L $f c/host$f; done";
-    assert!(Command::new("sh").args(["-euc", script]).current_dir(home.path("")).status().unwrap().success());
+    bring_ssh_add(&home);
     let dockerfile = format!(
         "FROM busybox\nCOPY host /\n\
          RUN --mount=type=ssh ssh-add -l | grep -qF {print} && test $SSH_AUTH_SOCK = /run/buildkit/ssh_agent.0 && \

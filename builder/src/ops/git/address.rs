@@ -4,6 +4,7 @@
 use reqwest::Url;
 
 use super::GitError;
+use crate::grant::Secret;
 
 /// What an address of a git repository says. Remote and reference are such that git can't take them for options.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,7 +12,7 @@ pub struct GitAddress {
     /// What git is given, without user and password if it speaks http.
     pub(super) remote: String,
     /// The value of an `Authorization` header that user and password of an http address come to.
-    pub(super) authorization: Option<Authorization>,
+    pub(super) authorization: Option<Secret>,
     /// The address as messages show it.
     shown: String,
     pub(super) transport: Transport,
@@ -24,16 +25,6 @@ pub struct GitAddress {
     pub keep_git_dir: Option<bool>,
     /// `submodules=`.
     pub(super) submodules: bool,
-}
-
-/// Not for any message.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Authorization(pub(super) String);
-
-impl std::fmt::Debug for Authorization {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Authorization")
-    }
 }
 
 /// How a repository is reached.
@@ -124,6 +115,9 @@ impl GitAddress {
                 _ if is_commit(&wanted) => Wanted::Commit(wanted.to_lowercase()),
                 _ => Wanted::Name(wanted),
             };
+        } else if let Some(commit) = address.checksum.as_ref().filter(|commit| is_commit(commit)) {
+            // Without a reference the commit itself is meant, if its whole id is there.
+            address.reference = Wanted::Commit(commit.clone());
         }
         Ok(address)
     }
@@ -131,14 +125,34 @@ impl GitAddress {
     fn query(&mut self, query: &str, name: &mut Option<(String, String)>) -> Result<(), String> {
         // Any base will do: only the query of it is of interest.
         let pairs = Url::parse(&format!("http://h/?{query}")).map_err(|e| e.to_string())?;
+        let mut seen = Vec::new();
         for (key, value) in pairs.query_pairs() {
             let value = value.into_owned();
+            if value.is_empty() && !matches!(&*key, "keep-git-dir" | "submodules") {
+                return Err(format!("`{key}` in its query has no value"));
+            }
+            if seen.contains(&key) {
+                return Err(format!("`{key}` stands in its query twice"));
+            }
+            seen.push(key.clone());
             match &*key {
                 "ref" | "branch" | "tag" => {
-                    if name.as_ref().is_some_and(|(_, before)| *before != value) {
+                    let plain = |kind: &str, name: &str| match kind {
+                        "branch" => name.strip_prefix("refs/heads/").unwrap_or(name).to_owned(),
+                        "tag" => name.strip_prefix("refs/tags/").unwrap_or(name).to_owned(),
+                        _ => name.to_owned(),
+                    };
+                    let agrees = |(kind, before): &(String, String)| {
+                        let either_way = plain(&key, before) == plain(&key, &value) || plain(kind, before) == plain(kind, &value);
+                        either_way && !matches!((kind.as_str(), &*key), ("tag", "branch") | ("branch", "tag"))
+                    };
+                    if name.as_ref().is_some_and(|before| !agrees(before)) {
                         return Err(format!("`{key}={value}` contradicts another reference in it"));
                     }
-                    *name = Some((key.into_owned(), value)).filter(|(_, value)| !value.is_empty());
+                    // `ref` says less than the others.
+                    if name.is_none() || &*key != "ref" {
+                        *name = Some((key.into_owned(), value));
+                    }
                 }
                 "subdir" => {
                     let folders = folders(&value)?;
@@ -152,6 +166,7 @@ impl GitAddress {
                 "submodules" => self.submodules = boolean(&key, &value)?,
                 // The times of a checkout are the commit's here, so that the same commit gives the same bytes.
                 "mtime" if matches!(value.as_str(), "checkout" | "commit") => {}
+                "mtime" => return Err("`mtime` in its query is checkout or commit".to_owned()),
                 _ => return Err(format!("`{key}` in its query is not known")),
             }
         }
@@ -174,6 +189,13 @@ impl GitAddress {
         Ok(())
     }
 
+    /// The server as the address names it: `host` or `host:port`.
+    pub(super) fn host(&self) -> &str {
+        let rest = self.remote.split_once("://").map_or("", |(_, rest)| rest);
+        let authority = rest.split('/').next().unwrap_or_default();
+        authority.rsplit_once('@').map_or(authority, |(_, host)| host)
+    }
+
     /// The address without what may be a password.
     pub fn shown(&self) -> &str {
         &self.shown
@@ -181,7 +203,7 @@ impl GitAddress {
 }
 
 /// What git is to be given of an address without query and fragment.
-fn remote(base: &str, origin: Origin) -> Result<(String, Transport, Option<Authorization>), String> {
+fn remote(base: &str, origin: Origin) -> Result<(String, Transport, Option<Secret>), String> {
     if base.starts_with('-') || base.bytes().any(|b| b.is_ascii_control() || b == b' ') {
         return Err("it holds characters that no address has".to_owned());
     }
@@ -226,7 +248,7 @@ fn remote(base: &str, origin: Origin) -> Result<(String, Transport, Option<Autho
     let authorization = (!url.username().is_empty() || url.password().is_some()).then(|| {
         use base64::Engine as _;
         let pair = [decode(url.username()), b":".to_vec(), decode(url.password().unwrap_or_default())].concat();
-        Authorization(format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair)))
+        Secret::new(format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair)).into_bytes())
     });
     // These fail only for addresses that can't have a user at all.
     let _ = url.set_username("");
@@ -330,6 +352,10 @@ mod tests {
             ("https://h/a.git#refs/pull/1/head:x".into(), "https://h/a.git", name("refs/pull/1/head"), "x"),
             ("https://h/a.git?branch=b&subdir=s%2Ft".into(), "https://h/a.git", Wanted::Branch("b".into()), "s/t"),
             ("https://h/a.git?tag=v1&submodules=0".into(), "https://h/a.git", Wanted::Tag("v1".into()), ""),
+            (format!("https://h/a.git?commit={sha}"), "https://h/a.git", Wanted::Commit(sha.into()), ""),
+            ("https://h/a.git?commit=0123&submodules".into(), "https://h/a.git", Wanted::Head, ""),
+            ("https://h/a.git?ref=refs/tags/v1&tag=v1".into(), "https://h/a.git", Wanted::Tag("v1".into()), ""),
+            ("https://h/a.git?mtime=commit#v1".into(), "https://h/a.git", name("v1"), ""),
             (format!("https://h/a.git?ref={sha}"), "https://h/a.git", Wanted::Commit(sha.into()), ""),
             ("git@h:a/b.git#main:d".into(), "git@h:a/b.git", name("main"), "d"),
             ("ssh://git@h:22/a#main".into(), "ssh://git@h:22/a", name("main"), ""),
@@ -343,7 +369,7 @@ mod tests {
             assert_eq!(address.subdir.join("/"), subdir, "{text}");
         }
         let with_password = parse("https://u:p%40@h/a.git").unwrap();
-        assert_eq!(with_password.authorization.as_ref().unwrap().0, "Basic dTpwQA==");
+        assert_eq!(with_password.authorization.as_ref().unwrap().reveal(), b"Basic dTpwQA==");
         assert!(!format!("{with_password:?}").contains("p%40"), "{with_password:?}");
         assert_eq!(parse("https://h/a.git?commit=AB12&keep-git-dir=1").unwrap().checksum.unwrap(), "ab12");
     }
@@ -363,6 +389,10 @@ mod tests {
             ("git@-oProxyCommand:a", "option"),
             ("git@h:-a", "option"),
             ("https://h/a.git?checksum=zz", "not the beginning of a commit's id"),
+            ("https://h/a.git?branch=a&tag=a", "contradicts another reference"),
+            ("https://h/a.git?ref=", "`ref` in its query has no value"),
+            ("https://h/a.git?subdir=a&subdir=a", "twice"),
+            ("https://h/a.git?mtime=now", "`mtime` in its query is checkout or commit"),
             ("https://h/a.git?ref=a&tag=b", "contradicts another reference"),
             ("https://h/a.git?nope=1", "`nope` in its query is not known"),
             ("https://h/a.git?submodules=maybe", "neither true nor false"),

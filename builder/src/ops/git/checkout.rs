@@ -12,7 +12,7 @@ use super::address::{GitAddress, Wanted};
 use super::command::Git;
 
 /// A commit that an address stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Found {
     /// Its whole id.
     pub(super) commit: String,

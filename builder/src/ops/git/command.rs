@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -10,6 +11,8 @@ use kiln_runner::Cancel;
 
 use super::GitError;
 use super::address::{GitAddress, Origin, Transport};
+use crate::grant::Secret;
+use crate::ops::agent::Forward;
 
 /// What git needs to know of the process's environment (the search path, proxies, the ssh agent): the command hands it in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,7 +43,14 @@ pub(super) struct Git<'a> {
     pub(super) cancel: &'a Cancel,
     /// An empty folder: git's home.
     pub(super) home: &'a Path,
+    /// A value for the header `Authorization` of http requests to the server of the address.
+    pub(super) authorization: Option<&'a Secret>,
+    /// Leads to the agent that ssh is to ask, and no other.
+    pub(super) agent: Option<Forward>,
 }
+
+/// How a build gives git an agent.
+pub const GIVE_AGENT: &str = "give it with `--ssh default` or `--ssh default=KEYFILE`";
 
 impl Git<'_> {
     /// Runs `git ARGS` in `folder` and gives what it writes to standard output.
@@ -83,8 +93,19 @@ impl Git<'_> {
                 command.env(name, value);
             }
         }
-        let own_keys = if from_dockerfile { " -oIdentitiesOnly=yes -oIdentityFile=/dev/null -oIdentityAgent=none" } else { "" };
-        let ssh = format!("ssh -F /dev/null -oBatchMode=yes{own_keys}");
+        let keys = match &self.agent {
+            Some(agent) => {
+                command.env("SSH_AUTH_SOCK", agent.address());
+                " -oIdentityFile=/dev/null"
+            }
+            None if from_dockerfile => " -oIdentitiesOnly=yes -oIdentityFile=/dev/null -oIdentityAgent=none",
+            None => "",
+        };
+        // Servers whose keys are known have to have them; others are believed, and forgotten with git's home.
+        let ssh = format!(
+            "ssh -F /dev/null -oBatchMode=yes -oStrictHostKeyChecking=accept-new -oUpdateHostKeys=no \
+             -oUserKnownHostsFile=\"\\\"$HOME/known_hosts\\\" ~/.ssh/known_hosts ~/.ssh/known_hosts2\"{keys}"
+        );
         let fixed = [
             ("GIT_CONFIG_NOSYSTEM", "1"),
             ("GIT_CONFIG_GLOBAL", "/dev/null"),
@@ -98,12 +119,12 @@ impl Git<'_> {
         ];
         command.envs(fixed).env("HOME", self.home).env("XDG_CONFIG_HOME", self.home);
         // In the environment and not among the arguments, which every user of the machine can read.
-        if let Some(authorization) = &self.address.authorization {
+        if let Some(authorization) = self.address.authorization.as_ref().or(self.authorization) {
             let scope = self.address.remote.split('/').take(3).collect::<Vec<_>>().join("/");
             command
                 .env("GIT_CONFIG_COUNT", "1")
                 .env("GIT_CONFIG_KEY_0", format!("http.{scope}/.extraHeader"))
-                .env("GIT_CONFIG_VALUE_0", format!("Authorization: {}", authorization.0));
+                .env("GIT_CONFIG_VALUE_0", OsStr::from_bytes(&[b"Authorization: ", authorization.reveal()].concat()));
         }
         let rules = [
             "core.hooksPath=/dev/null",
