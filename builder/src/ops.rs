@@ -3,10 +3,10 @@
 pub mod agent;
 pub mod exec;
 pub mod file;
-pub mod fingerprint;
 pub mod git;
 pub mod http;
 pub mod seed;
+pub mod settle;
 pub mod source;
 
 /// What an ADD takes from an address.

@@ -6,7 +6,7 @@
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use kiln_frontend::Source;
 use kiln_frontend::graph::{
@@ -558,9 +558,11 @@ impl Step<'_> {
             cancel: self.stop,
             mounts,
         };
+        let since = file::timestamp(SystemTime::now());
         exec::exec(engine, op, &prepared, &setting, task)?;
-        let diff = kiln_store::rootdir::RootDir::open(&prepared.upper)?;
-        let identity = Identity::layer(parent.identity, crate::ops::fingerprint::fingerprint(&diff)?);
+        let upper = kiln_store::rootdir::RootDir::open(&prepared.upper)?;
+        let diff = crate::ops::settle::settle(&upper, &View::new(&prepared.lowers)?, since)?;
+        let identity = Identity::layer(parent.identity, diff);
         prepared.created = Some(self.work.now.to_owned());
         let layer = prepared.commit()?;
         Ok(Solved { layer: Some(layer), identity })

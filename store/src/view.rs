@@ -383,6 +383,11 @@ impl Node {
         Ok(self.open_dir()?.lookup(name)?)
     }
 
+    /// The directory itself, opened once for many questions about what it holds.
+    pub fn opened(&self) -> Result<Node> {
+        Ok(Node { meta: self.meta, place: Place::Root(self.open_dir()?) })
+    }
+
     pub(crate) fn open_dir(&self) -> std::result::Result<Arc<MergedDir>, FsError> {
         let (dir, part, name) = match &self.place {
             Place::Root(dir) => return Ok(dir.clone()),

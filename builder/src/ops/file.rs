@@ -198,7 +198,7 @@ pub fn workdir(op: &WorkdirOp, parent: &View, upper: &mut UpperWriter, clock: st
     Ok(())
 }
 
-fn timestamp(time: std::time::SystemTime) -> Timestamp {
+pub(crate) fn timestamp(time: std::time::SystemTime) -> Timestamp {
     match time.duration_since(std::time::UNIX_EPOCH) {
         Ok(since) => Timestamp { secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanos: since.subsec_nanos() },
         Err(before) => {

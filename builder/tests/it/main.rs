@@ -12,6 +12,7 @@ mod errors;
 mod interop;
 mod interrupted;
 mod language;
+mod layers;
 mod mounts;
 mod platform;
 mod registry;

@@ -1,0 +1,52 @@
+//! What is in a layer, entry by entry, where the merged tree can't tell.
+
+use kiln_oci::digest::Digest;
+
+use crate::support::archive::Image;
+use crate::support::home::Home;
+use crate::support::tar;
+
+/// The paths in the image's last layer.
+fn last_layer(dockerfile: &str) -> Vec<String> {
+    let home = Home::new();
+    let context = home.context("c", dockerfile);
+    let archive = home.path("out.tar");
+    let output = format!("type=oci,dest={}", archive.display());
+    home.run(["build", "--output", &output, context.to_str().unwrap()]).ok();
+    let image = Image::read(&archive).unwrap();
+    let layer = image.layers.last().unwrap();
+    let ids = image.config["rootfs"]["diff_ids"].as_array().unwrap().clone();
+    assert_eq!(ids.last().unwrap().as_str(), Some(Digest::of(layer).to_string().as_str()));
+    tar::entries(layer).unwrap().iter().map(|e| e.path.escape_ascii().to_string()).collect()
+}
+
+/// The overlay copies a file up before a command changes it, and also when the change is none. BuildKit leaves such copies
+/// out; so a `chmod -R` of much costs nothing.
+#[test]
+fn what_a_run_leaves_as_it_was_is_in_no_layer() {
+    let base = "FROM busybox\nRUN mkdir -p /t/d && echo a > /t/d/a && ln -s a /t/d/l && echo h > /t/h && ln /t/h /t/h2 && chown 3:4 /t/d && touch -d @1000000000 /t/d/a\n";
+    let rows: &[(&str, &[&str])] = &[
+        ("chmod -R a+r /t && chown -R 0:0 /t/d/a", &[]),
+        ("chmod 600 /t/d/a && chmod 644 /t/d/a", &[]),
+        ("cp -p /t/d/a /t/d/b && mv /t/d/b /t/d/a", &[]),
+        ("touch /t/d/new && rm /t/d/new", &[]),
+        ("chown -h 0:0 /t/d/l", &[]),
+        // Each of these is a change of one thing.
+        ("chmod 600 /t/d/a", &["t", "t/d", "t/d/a"]),
+        ("touch -d '2001-02-03' /t/d/a", &["t", "t/d", "t/d/a"]),
+        ("chown 5 /t/d/a", &["t", "t/d", "t/d/a"]),
+        ("chown -h 5 /t/d/l", &["t", "t/d", "t/d/l"]),
+        ("touch -r /t/d/a /x && echo b > /t/d/a && touch -r /x /t/d/a && rm /x", &["t", "t/d", "t/d/a"]),
+        ("rm /t/d/l && ln -s b /t/d/l", &["t", "t/d", "t/d/l"]),
+        ("chmod 700 /t/d", &["t", "t/d"]),
+        ("rm -r /t/d", &["t", "t/.wh.d"]),
+        // A new name for an old file needs the old one in the layer too, or they would be two files.
+        ("ln /t/d/a /t/d/z", &["t", "t/d", "t/d/a", "t/d/z"]),
+    ];
+    for (command, expected) in rows {
+        assert_eq!(last_layer(&format!("{base}RUN {command}\n")), *expected, "RUN {command}");
+    }
+    // A folder that was replaced by one that is the same holds what it holds, and hides the rest.
+    let replaced = last_layer(&format!("{base}RUN cp -a /t/d /t/e && rm -r /t/d && mv /t/e /t/d\n"));
+    assert_eq!(replaced, ["t", "t/d", "t/d/.wh..wh..opq", "t/d/a", "t/d/l"]);
+}
