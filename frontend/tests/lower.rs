@@ -115,6 +115,7 @@ fn arguments_and_variables() {
         ),
         ("FROM busybox\nVOLUME /a $PATH\nSTOPSIGNAL 9\nMAINTAINER me", &["VOLUME [/a /bin]", "STOPSIGNAL 9", "MAINTAINER me"]),
         ("FROM busybox\nWORKDIR a\nWORKDIR ../b\nWORKDIR /", &["WORKDIR /a", "WORKDIR /b", "WORKDIR /"]),
+        ("FROM busybox\nWORKDIR /a//b/\nWORKDIR c/\nWORKDIR //", &["WORKDIR /a//b/", "WORKDIR /a/b/c", "WORKDIR //"]),
         (
             "FROM busybox\nHEALTHCHECK --interval=5s CMD a b",
             &["HEALTHCHECK &{[\"CMD-SHELL\" \"a b\"] \"5s\" \"0s\" \"0s\" \"0s\" '\\x00'}"],
@@ -144,10 +145,10 @@ fn cmd_and_entrypoint() {
     let list = |items: &[&str]| Some(items.iter().map(|i| (*i).to_owned()).collect::<Vec<_>>());
     // `withcmd` has CMD ["c"].
     assert_eq!(config("FROM withcmd\n"), (None, list(&["c"]), false));
-    assert_eq!(config("FROM withcmd\nENTRYPOINT [\"a\"]"), (list(&["a"]), None, true));
+    assert_eq!(config("FROM withcmd\nENTRYPOINT [\"a\"]"), (list(&["a"]), None, false));
     assert_eq!(config("FROM withcmd\nCMD [\"d\"]\nENTRYPOINT [\"a\"]"), (list(&["a"]), list(&["d"]), true));
     assert_eq!(config("FROM withcmd AS x\nCMD [\"d\"]\nFROM x\nENTRYPOINT [\"a\"]"), (list(&["a"]), None, true));
-    assert_eq!(config("FROM withcmd\nENTRYPOINT []"), (None, None, true));
+    assert_eq!(config("FROM withcmd\nENTRYPOINT []"), (None, None, false));
     assert_eq!(config("FROM withcmd\nCMD []"), (None, None, true));
 }
 

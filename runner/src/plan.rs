@@ -363,6 +363,10 @@ fn devices(spec: &RunSpec) -> Vec<Step> {
     steps.extend(DEVICE_LINKS.iter().map(|(path, to)| Step::Link { path: (*path).to_owned(), to: (*to).to_owned() }));
     for (path, source) in [("/dev/pts", pts), ("/dev/shm", shm), ("/dev/mqueue", mqueue)] {
         steps.push(Step::Directory { path: path.to_owned() });
+        // A mount of the Dockerfile's takes the place; two on top of each other would both be in /proc/mounts.
+        if spec.mounts.iter().any(|mount| mount.target == Path::new(path)) {
+            continue;
+        }
         steps.push(Step::Standard { source, target: path.to_owned() });
     }
     steps
@@ -423,7 +427,7 @@ fn extra_mount(index: usize, mount: &crate::spec::Mount, host: &Host) -> Vec<Ste
         MountSource::Tmpfs { size } => {
             let mut options = vec![("mode", "1777".to_owned())];
             options.extend(size.map(|size| ("size", size.to_string())));
-            Source::Virtual(tmpfs(&options, PLAIN))
+            Source::Virtual(tmpfs(&options, Attributes { nosuid: true, ..PLAIN }))
         }
         MountSource::File { data, mode, uid, gid } => {
             let name = format!("file-{index}");

@@ -218,7 +218,6 @@ impl Lowering<'_> {
                 let args = self.with_shell(stage, i, line);
                 stage.commit(format!("ENTRYPOINT {}", quote_list(&args)));
                 stage.config.config.entrypoint = Some(args).filter(|a| !a.is_empty());
-                stage.config.config.args_escaped = true;
                 if stage.cmd.is_none() {
                     stage.config.config.cmd = None;
                 }
@@ -345,15 +344,17 @@ impl Lowering<'_> {
             self.lints.push(Diagnostic::lint(Rule::WorkdirRelativePath, message, i.span));
         }
         stage.workdir_set = true;
-        let path = stage.directory().join(path.as_bytes());
-        stage.config.config.working_dir = path.to_string();
-        let text = format!("WORKDIR {path}");
-        if path.is_root() {
+        let cleaned = stage.directory().join(path.as_bytes());
+        // An absolute path stays as it's written, `/a//b/` or `/a/..` (BuildKit util/system, `NormalizePath`).
+        let shown = if path.starts_with('/') { path } else { cleaned.to_string() };
+        stage.config.config.working_dir.clone_from(&shown);
+        let text = format!("WORKDIR {shown}");
+        if shown == "/" {
             stage.commit(text);
             return Ok(());
         }
         let name = self.step(stage, command, None);
-        let op = WorkdirOp { parent: stage.parent, path, user: stage.config.config.user.clone() };
+        let op = WorkdirOp { parent: stage.parent, path: cleaned, user: stage.config.config.user.clone() };
         stage.parent = Some(self.push(stage, name, i.span, false, Op::Workdir(op)));
         stage.commit_layer(text);
         Ok(())

@@ -181,7 +181,7 @@ fn extra_mounts() {
             "+ mount `/host/c` of the host nodev on `/c`",
             "+ mount an overlay of 1 layer at `/a/b` ro nodev on `/ctx`",
             "+ mount an overlay of 1 layer and `/u` nodev on `/rw`",
-            "+ mount tmpfs mode=1777 size=4096 nodev on `/t`",
+            "+ mount tmpfs mode=1777 size=4096 nosuid nodev on `/t`",
             "+ write scratch file `file-4` (400 0:5)",
             "+ mount scratch file `file-4` ro nodev on `/run/secrets/k`",
         ]

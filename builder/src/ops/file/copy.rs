@@ -284,7 +284,7 @@ impl<'c> Copier<'c> {
         let mut jobs = Vec::new();
         for (visit, at) in batch {
             for leaf in &visit.leaves {
-                if leaf.place.kind() == Kind::Socket {
+                if leaf.place.kind() == Kind::Socket && matches!(leaf.place, Place::View(_)) {
                     let name = String::from_utf8_lossy(leaf.place.name()).into_owned();
                     (self.warn)(format!("the socket `{name}` in `{shown}` was left out: an image can't hold one"));
                 } else if leaf.link_to.is_none() {
@@ -381,6 +381,10 @@ impl Shared<'_> {
         }
         let attrs = attrs(&meta, place.xattrs()?, self.owner, self.chmod);
         match meta.kind {
+            // BuildKit's context transfer knows no sockets: they arrive as empty files.
+            Kind::Socket => {
+                self.upper.put_file(dest, Content::Bytes(&[]), &attrs).map_err(failed)?;
+            }
             Kind::Symlink => self.upper.symlink(dest, &place.read_link()?, &attrs).map_err(failed)?,
             kind => self.upper.mknod(dest, kind, meta.rdev, &attrs).map_err(failed)?,
         }

@@ -152,7 +152,7 @@ impl Key {
         for leaf in &visit.leaves {
             let print = prints.next().flatten();
             let meta = leaf.place.meta();
-            if meta.kind == Kind::Socket {
+            if meta.kind == Kind::Socket && matches!(leaf.place, super::source::Place::View(_)) {
                 continue;
             }
             if visit.dir.is_some() {

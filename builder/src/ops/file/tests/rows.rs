@@ -113,6 +113,10 @@ fn owners_and_modes() {
         ("COPY --chmod=4711 b /n", &["f n 4711 0:0 B"]),
         ("COPY --chmod=4711 a /n/m", &["d n 711 0:0 @clock", "f n/m 4711 0:0 A"]),
         ("COPY --chmod=600 dirA /n/", &["d n 600 0:0 @clock", "d n/sub 600 0:0", "f n/sub/s 600 0:0 S"]),
+        // An octal mode is that of the directories on the way, too (of its bits only those for rwx); letters leave them 0755.
+        ("COPY --chmod=2640 b /n/m/", &["d n 640 0:0 @clock", "d n/m 640 0:0 @clock", "f n/m/b 2640 0:0 B"]),
+        ("COPY --chmod=777 --chown=7 b /n/m", &["d n 777 7:7 @clock", "f n/m 777 7:7 B"]),
+        ("COPY --chmod=go-rwx b /n/m", &["d n 755 0:0 @clock", "f n/m 600 0:0 B"]),
         ("COPY --chmod=u=rwX,go=rX dirA /n", &["d n 755 0:0 @clock", "d n/sub 755 0:0", "f n/sub/s 644 0:0 S"]),
         ("COPY --chmod=600 --chown=7 <<E /n", &["f n 600 7:7 E! @clock"]),
         // From a stage owners are kept.
@@ -272,11 +276,13 @@ fn hints_say_what_may_be_meant() {
 }
 
 #[test]
-fn sockets_are_left_out_and_whiteout_names_refused() {
+fn sockets_become_files_and_whiteout_names_are_refused() {
     let mut lab = Lab::new();
     plant(&lab.context_dir(), "s sock/s\nf sock/f 644");
-    assert_eq!(lab.run("COPY sock /n"), ["d n 755 0:0 @clock", "f n/f 644 0:0 "]);
-    assert_eq!(lab.warnings, ["the socket `s` in `/sock` was left out: an image can't hold one"]);
+    assert_eq!(lab.run("COPY sock /n"), ["d n 755 0:0 @clock", "f n/f 644 0:0 ", "f n/s 755 0:0 "]);
+    let mut lab = Lab::new();
+    plant(&lab.context_dir(), "s sock/s");
+    assert_eq!(lab.run("COPY --chmod=600 --chown=5 sock/s /alone"), ["f alone 600 5:5 "]);
     plant(&lab.context_dir(), "f wh/.wh.x 644\nd wh2/.wh.d 755");
     for line in ["COPY wh /n", "COPY wh2 /n", "COPY wh/.wh.x /n/", "COPY a /n/.wh.a"] {
         let rows = lab.run(line);
