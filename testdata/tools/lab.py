@@ -5,8 +5,10 @@ usage: lab.py bases [NAME]...                  make the base images (OCI layouts
        lab.py registry DIR [--seed NAME]... [--auth USER:PASSWORD] [--tls]
        lab.py dockerd DIR --mirror URL [--mirror URL]...
        lab.py newest DIR --mirror URL          Debian sid's dockerd, for a BuildKit that is newer than that of Debian stable
-       lab.py files DIR                        a file server for ADD of URLs
+       lab.py files DIR [--auth HEADER]        a file server for ADD of URLs
        lab.py git DIR                          git's own server for the repositories below DIR
+       lab.py git-http DIR [--auth HEADER]     the same by git's http backend
+       lab.py git-ssh DIR --key PUBLIC_KEY     the same by OpenSSH's server, for whoever has the key
 
 Each server prints one line of JSON when it is ready and serves until its standard input ends. So it cannot outlive
 the test, script or person that started it, whatever kills that one. A registry and a dockerd remove their DIR then.
@@ -369,13 +371,55 @@ def start_newest(folder, mirrors):
     return server, {"docker": at("docker"), "version": version.split("+")[0], "log": log}
 
 
-def start_files(folder):
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
+class Guarded(http.server.SimpleHTTPRequestHandler):
+    """Serves files to whoever sends `authorization` in the header of that name."""
 
-    serve = functools.partial(Handler, directory=folder)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve)
+    authorization = None
+
+    def log_message(self, *_):
+        pass
+
+    def allowed(self):
+        if self.authorization in (None, self.headers.get("Authorization")):
+            return True
+        self.send_response(401)
+        self.send_header("WWW-Authenticate", 'Basic realm="kiln tests"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return False
+
+    def do_GET(self):
+        if self.allowed():
+            super().do_GET()
+
+
+class GitBackend(Guarded):
+    """Hands each request to git's CGI program (git-http-backend(1))."""
+
+    def do_GET(self):
+        if not self.allowed():
+            return
+        path, _, query = self.path.partition("?")
+        env = dict(os.environ, GIT_PROJECT_ROOT=self.directory, GIT_HTTP_EXPORT_ALL="1", PATH_INFO=path, QUERY_STRING=query,
+                   REQUEST_METHOD=self.command, CONTENT_TYPE=self.headers.get("Content-Type", ""), REMOTE_ADDR="127.0.0.1",
+                   GIT_PROTOCOL=self.headers.get("Git-Protocol", ""), HTTP_CONTENT_ENCODING=self.headers.get("Content-Encoding", ""),
+                   GIT_CONFIG_COUNT="1", GIT_CONFIG_KEY_0="safe.directory", GIT_CONFIG_VALUE_0="*")
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        done = subprocess.run(["git", "http-backend"], env=env, input=body, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        head, _, body = done.stdout.partition(b"\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n") if line)
+        self.send_response(int(headers.pop("Status", "200 OK").split()[0]))
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+
+def start_http(handler, folder, authorization):
+    handler = type(handler.__name__, (handler,), {"authorization": authorization})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=folder))
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server, {"host": f"127.0.0.1:{server.server_address[1]}"}
@@ -390,6 +434,29 @@ def start_git(folder):
         env = dict(os.environ, GIT_CONFIG_COUNT="1", GIT_CONFIG_KEY_0="safe.directory", GIT_CONFIG_VALUE_0="*")
         server = Server(start(argv, log.name, env=env), [])
         wait_for("git daemon", lambda: connects(port), server.child, log.name)
+    return server, {"host": f"127.0.0.1:{port}"}
+
+
+def start_git_ssh(folder, key):
+    """Debian's sshd, which lets the user that runs it in with `key` and then only gives out the repositories below `folder`."""
+    own = tempfile.mkdtemp(prefix="kiln-sshd-")
+    at = functools.partial(os.path.join, own)
+    subprocess.run(["ssh-keygen", "-q", "-N", "", "-t", "ed25519", "-f", at("host")], check=True)
+    with open(at("serve"), "w") as f:
+        f.write(f"""#!/bin/sh
+export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
+cd {folder} && eval "set -- $SSH_ORIGINAL_COMMAND" && test "$1" = git-upload-pack && exec git upload-pack ".$2"
+""")
+    os.chmod(at("serve"), 0o755)
+    with open(at("authorized"), "w") as f:
+        f.write(f"restrict,command=\"{at('serve')}\" {open(key).read()}")
+    port, log = free_port(), at("log")
+    os.makedirs("/run/sshd", exist_ok=True)
+    settings = [f"ListenAddress 127.0.0.1:{port}", f"HostKey {at('host')}", f"AuthorizedKeysFile {at('authorized')}", "UsePAM no",
+                "PasswordAuthentication no", "PermitRootLogin yes", "StrictModes no", "PidFile none"]
+    argv = ["/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null"] + [word for setting in settings for word in ("-o", setting)]
+    server = Server(start(argv, log), [own])
+    wait_for("sshd", lambda: connects(port), server.child, log)
     return server, {"host": f"127.0.0.1:{port}"}
 
 
@@ -422,8 +489,15 @@ def main():
     verb.add_argument("--mirror", action="append", default=[])
     verb = verbs.add_parser("files")
     verb.add_argument("dir")
+    verb.add_argument("--auth")
     verb = verbs.add_parser("git")
     verb.add_argument("dir")
+    verb = verbs.add_parser("git-http")
+    verb.add_argument("dir")
+    verb.add_argument("--auth")
+    verb = verbs.add_parser("git-ssh")
+    verb.add_argument("dir")
+    verb.add_argument("--key", required=True)
     o = parser.parse_args()
     if o.verb == "bases":
         for name in o.names or sorted(BASES):
@@ -437,8 +511,12 @@ def main():
         server, facts = start_newest(os.path.abspath(o.dir), o.mirror)
     elif o.verb == "git":
         server, facts = start_git(os.path.abspath(o.dir))
+    elif o.verb == "git-http":
+        server, facts = start_http(GitBackend, os.path.abspath(o.dir), o.auth)
+    elif o.verb == "git-ssh":
+        server, facts = start_git_ssh(os.path.abspath(o.dir), o.key)
     else:
-        server, facts = start_files(os.path.abspath(o.dir))
+        server, facts = start_http(Guarded, os.path.abspath(o.dir), o.auth)
     say(**facts)
     until_stdin_ends(server)
 

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::support::home::{Home, Outcome, finish, outcome};
-use crate::support::lab::{FileServer, GitServer, registry};
+use crate::support::lab::{FolderServer, registry};
 
 const BUILD: i32 = 1;
 const USAGE: i32 = 125;
 
 /// Runs a shell script in `folder`, with a git that knows nothing of whoever runs the tests.
 #[track_caller]
-fn sh(folder: &Path, script: &str) -> String {
+pub(crate) fn sh(folder: &Path, script: &str) -> String {
     let mut command = Command::new("sh");
     command.args(["-euc", script]).current_dir(folder).stdin(Stdio::null());
     command.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null").env("HOME", folder);
@@ -26,15 +26,15 @@ fn sh(folder: &Path, script: &str) -> String {
 }
 
 /// Repositories with two commits, a tag, a branch, a submodule, a link out, a hook and a subdirectory.
-struct Repositories {
-    home: Home,
-    server: GitServer,
-    first: String,
-    second: String,
+pub(crate) struct Repositories {
+    pub(crate) home: Home,
+    server: FolderServer,
+    pub(crate) first: String,
+    pub(crate) second: String,
 }
 
 impl Repositories {
-    fn new() -> Repositories {
+    pub(crate) fn new() -> Repositories {
         let home = Home::new();
         let served = home.path("served");
         std::fs::create_dir_all(&served).unwrap();
@@ -52,7 +52,7 @@ impl Repositories {
             "cd repo && git submodule -q add ../sub mod && echo two > f && git add . && git commit -qm two
              git branch other && git rev-parse HEAD",
         );
-        let server = GitServer::start(&served);
+        let server = FolderServer::git(&served);
         Repositories { home, server, first, second }
     }
 
@@ -154,7 +154,7 @@ fn an_address_of_an_archive_or_a_dockerfile() {
     archive(&home, "c.tar.gz");
     home.write("text", "FROM busybox\nRUN true\n");
     home.write("other", "FROM busybox\nCOPY d/f /f\nRUN grep -qx hello /f\n");
-    let server = FileServer::start(&home.path("."));
+    let server = FolderServer::files(&home.path("."));
     let url = |name: &str| format!("http://{}/{name}", server.host());
     build(&home, &[url("c.tar.gz")]).ok();
     build(&home, &["-f".to_owned(), "sub/Other".to_owned(), url("c.tar.gz")]).ok();
@@ -212,7 +212,7 @@ fn a_repository_as_context() {
 fn a_repository_without_a_git_server() {
     let r = Repositories::new();
     sh(&r.home.path("served"), "git clone -q --bare repo plain.git && cd plain.git && git update-server-info");
-    let server = FileServer::start(&r.home.path("served"));
+    let server = FolderServer::files(&r.home.path("served"));
     let url = format!("http://{}/plain.git", server.host());
     build(&r.home, &[format!("{url}#v1:dir")]).ok();
     build(&r.home, &[format!("{url}#{}:dir", r.first)]).ok();
@@ -394,7 +394,7 @@ fn from_a_named_context() {
     home.write("root/hello", "hello\n");
     home.write("root/etc/passwd", "root:x:0:0::/:/bin/sh\n");
     archive(home, "c.tar.gz");
-    let server = FileServer::start(&home.path("."));
+    let server = FolderServer::files(&home.path("."));
     let c = home.context(
         "c",
         "FROM root AS r\nCOPY extra /extra\nFROM busybox\nCOPY --from=r / /r/\nRUN test -e /r/$file && grep -q x /r/extra\n",

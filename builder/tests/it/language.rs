@@ -7,7 +7,7 @@ use kiln_oci::digest::Digest;
 
 use crate::support::archive::Image;
 use crate::support::home::Home;
-use crate::support::lab::FileServer;
+use crate::support::lab::FolderServer;
 use crate::support::tar;
 
 #[track_caller]
@@ -167,7 +167,7 @@ fn add_unpack_and_checksum() {
     let script = "mkdir served && echo body > served/f && tar -C served -czf served/a.tgz f";
     let made = Command::new("sh").args(["-euc", script]).current_dir(home.path("")).status();
     assert!(made.unwrap().success());
-    let server = FileServer::start(&home.path("served"));
+    let server = FolderServer::files(&home.path("served"));
     let host = server.host();
     let digest = Digest::of(b"body\n");
     let dockerfile = format!(

@@ -8,6 +8,7 @@ mod comparer;
 mod concurrency;
 mod conformance;
 mod contexts;
+mod credentials;
 mod errors;
 mod interop;
 mod interrupted;

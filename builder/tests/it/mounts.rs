@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::support::archive::Image;
 use crate::support::home::{Home, Outcome};
-use crate::support::lab::FileServer;
+use crate::support::lab::FolderServer;
 use crate::support::{leftovers, skip};
 
 /// Builds `dockerfile` with these flags, in a context that holds nothing else.
@@ -135,7 +135,7 @@ fn holds(hay: &[u8], needle: &[u8]) -> bool {
 fn no_secret_is_kept() {
     let home = Home::new();
     home.write("served/f", "body");
-    let server = FileServer::start(&home.path("served"));
+    let server = FolderServer::files(&home.path("served"));
     let canaries = ["file-canary-8c1d6f0b7e", "variable-canary-5a92e4c3d1", "token-canary-f37b20d98a"];
     let outside = crate::support::lab::temp_dir();
     let file = outside.path().join("file");

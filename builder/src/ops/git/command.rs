@@ -103,7 +103,7 @@ impl Git<'_> {
         };
         // Servers whose keys are known have to have them; others are believed, and forgotten with git's home.
         let ssh = format!(
-            "ssh -F /dev/null -oBatchMode=yes -oStrictHostKeyChecking=accept-new -oUpdateHostKeys=no \
+            "ssh -F /dev/null -oBatchMode=yes -oLogLevel=ERROR -oStrictHostKeyChecking=accept-new -oUpdateHostKeys=no \
              -oUserKnownHostsFile=\"\\\"$HOME/known_hosts\\\" ~/.ssh/known_hosts ~/.ssh/known_hosts2\"{keys}"
         );
         let fixed = [
@@ -190,13 +190,35 @@ fn read_all(pipe: Option<impl Read>) -> Vec<u8> {
     bytes
 }
 
-/// What git says last is what stopped it; `fatal:` and its kin say nothing more.
+/// What git says last is what stopped it; `fatal:` and its kin say nothing more. Of a connection that failed ssh has said why.
 fn last_line(said: &str) -> String {
-    let useful = |line: &&str| {
-        let line = line.trim();
-        !line.is_empty() && !line.starts_with("and the repository exists") && !line.starts_with("Please make sure")
-    };
-    let line = said.lines().rev().find(|line| line.starts_with("fatal: ")).or_else(|| said.lines().rev().find(useful));
-    let line = line.map_or("it said nothing", str::trim);
+    const NOTHING: [&str; 3] = ["and the repository exists", "Please make sure", "fatal: Could not read from remote repository"];
+    let useful = |line: &&str| !line.is_empty() && !NOTHING.iter().any(|start| line.starts_with(start));
+    let lines = || said.lines().rev().map(str::trim).filter(useful);
+    let line = lines().find(|line| line.starts_with("fatal: ")).or_else(|| lines().next());
+    let line = line.or_else(|| said.lines().next()).unwrap_or("it said nothing");
     ["fatal: ", "error: "].iter().find_map(|prefix| line.strip_prefix(prefix)).unwrap_or(line).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_git_says() {
+        let rows = [
+            ("", "it said nothing"),
+            ("fatal: Could not read from remote repository.\n", "Could not read from remote repository."),
+            (
+                "a@h: Permission denied (publickey).\r\nfatal: Could not read from remote repository.\n\nPlease make sure you have \
+                 the correct access rights\nand the repository exists.\n",
+                "a@h: Permission denied (publickey).",
+            ),
+            ("error: x\nfatal: unable to access\nmore\n", "unable to access"),
+            ("warning: x\nerror: y\n", "y"),
+        ];
+        for (said, want) in rows {
+            assert_eq!(last_line(said), want, "{said}");
+        }
+    }
 }

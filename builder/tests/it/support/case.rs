@@ -10,7 +10,7 @@ use kiln_oci::digest::Digest;
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use super::lab::{self, FileServer};
+use super::lab::{self, FolderServer};
 
 /// What `case.toml` says.
 #[derive(Debug, Deserialize)]
@@ -65,7 +65,7 @@ pub(crate) struct Case {
     pub(crate) replace: Vec<(String, String)>,
     /// Where the two builds may write.
     pub(crate) folder: TempDir,
-    _server: Option<FileServer>,
+    _server: Option<FolderServer>,
 }
 
 /// The file that holds what a case's image must be.
@@ -116,7 +116,7 @@ pub(crate) fn prepare(name: &str) -> Result<Case, String> {
     if words.serve {
         let served = folder.path().join("served");
         fs::rename(context.join(".served"), &served).map_err(|e| e.to_string())?;
-        let started = FileServer::start(&served);
+        let started = FolderServer::files(&served);
         args.extend(["--build-arg".to_owned(), format!("SERVER={}", started.host())]);
         replace.push((started.host().to_owned(), "SERVER".to_owned()));
         server = Some(started);

@@ -226,34 +226,44 @@ pub(crate) fn newest() -> (PathBuf, String) {
     }
 }
 
-/// git's own server on loopback, for the repositories below a folder.
+/// A server on loopback of the files or the repositories below a folder.
 #[derive(Debug)]
-pub(crate) struct GitServer(Server);
+pub(crate) struct FolderServer(Server);
 
-impl GitServer {
-    pub(crate) fn start(folder: &Path) -> GitServer {
+impl FolderServer {
+    /// git's own daemon.
+    pub(crate) fn git(folder: &Path) -> FolderServer {
+        FolderServer::start("git", folder, &[]).unwrap_or_else(|e| panic!("no git daemon: {e}"))
+    }
+
+    /// git by http, for whoever sends `authorization` in the header of that name.
+    pub(crate) fn git_http(folder: &Path, authorization: &str) -> FolderServer {
+        FolderServer::start("git-http", folder, &["--auth", authorization]).unwrap_or_else(|e| panic!("no git server: {e}"))
+    }
+
+    /// git by ssh, for whoever has the key.
+    pub(crate) fn git_ssh(folder: &Path, public_key: &Path) -> FolderServer {
+        let key = public_key.to_str().expect("a key's name is text");
+        FolderServer::start("git-ssh", folder, &["--key", key]).unwrap_or_else(|e| panic!("no sshd: {e}"))
+    }
+
+    /// Files by http.
+    pub(crate) fn files(folder: &Path) -> FolderServer {
+        FolderServer::start("files", folder, &[]).unwrap_or_else(|e| panic!("no file server: {e}"))
+    }
+
+    /// The same for whoever sends `authorization` in the header of that name.
+    pub(crate) fn guarded_files(folder: &Path, authorization: &str) -> FolderServer {
+        FolderServer::start("files", folder, &["--auth", authorization]).unwrap_or_else(|e| panic!("no file server: {e}"))
+    }
+
+    fn start(verb: &str, folder: &Path, more: &[&str]) -> Result<FolderServer, String> {
         let path = folder.to_str().expect("a served folder's name is text");
-        GitServer(Server::start(&["git", path]).unwrap_or_else(|e| panic!("no git daemon: {e}")))
+        Server::start(&[&[verb, path], more].concat()).map(FolderServer)
     }
 
     /// `127.0.0.1:PORT`.
     pub(crate) fn host(&self) -> &str {
-        self.0.fact("host").expect("a git daemon says its host")
-    }
-}
-
-/// A file server on loopback.
-#[derive(Debug)]
-pub(crate) struct FileServer(Server);
-
-impl FileServer {
-    pub(crate) fn start(folder: &Path) -> FileServer {
-        let path = folder.to_str().expect("a served folder's name is text");
-        FileServer(Server::start(&["files", path]).unwrap_or_else(|e| panic!("no file server: {e}")))
-    }
-
-    /// `127.0.0.1:PORT`.
-    pub(crate) fn host(&self) -> &str {
-        self.0.fact("host").expect("a file server says its host")
+        self.0.fact("host").expect("a server says its host")
     }
 }
