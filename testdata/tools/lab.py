@@ -380,7 +380,8 @@ class Guarded(http.server.SimpleHTTPRequestHandler):
         pass
 
     def allowed(self):
-        if self.authorization in (None, self.headers.get("Authorization")):
+        scheme, _, credentials = (self.headers.get("Authorization") or "").partition(" ")
+        if self.authorization in (None, f"{scheme.capitalize()} {credentials}"):
             return True
         self.send_response(401)
         self.send_header("WWW-Authenticate", 'Basic realm="kiln tests"')

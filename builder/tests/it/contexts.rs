@@ -241,6 +241,12 @@ fn add_of_a_repository() {
         ("ADD REPO#main:dir /x", "grep -qx deep /x/deep/g && test ! -e /x/f".to_owned()),
         ("ADD REPO?branch=other&submodules=0 /x", "grep -qx two /x/f && test ! -e /x/mod/inner".to_owned()),
         ("ADD --keep-git-dir=true REPO#v1 /x", format!("grep -q {} /x/.git/HEAD", r.first)),
+        (
+            "ADD --keep-git-dir REPO /x",
+            "test ! -e /x/.git/logs && test ! -e /x/.git/FETCH_HEAD && test ! -e /x/.git/modules/mod/logs && \
+          test \"$(find /x/.git/objects -type f -perm 444 | wc -l)\" -gt 5 && test -f /x/.git/modules/mod/HEAD"
+                .to_owned(),
+        ),
         ("ADD REPO?keep-git-dir=true&ref=light /x", format!("grep -q {} /x/.git/HEAD", r.first)),
         ("ADD --chown=5:6 --chmod=600 REPO#v1 /x", "test \"$(stat -c %u:%g:%a /x/f)\" = 5:6:600".to_owned()),
         ("ADD --link REPO#v1:dir /x/y/", "test -e /x/y/deep/g".to_owned()),
@@ -250,6 +256,9 @@ fn add_of_a_repository() {
         r.add(line, check).ok();
     }
     r.add(&format!("ADD --checksum={} REPO#main /x", &r.second[..12]), "true").ok();
+    let tag = sh(&r.home.path("served/repo"), "git rev-parse v1");
+    r.add(&format!("ADD --checksum={tag} REPO#v1 /x"), "grep -qx one /x/f").ok();
+    r.add(&format!("ADD --checksum={} REPO#v1 /x", r.first), "grep -qx one /x/f").ok();
     r.add(&format!("ADD REPO#{} /x", r.first), "grep -qx one /x/f").ok();
     let refused = [
         (format!("ADD --checksum={} REPO#main /x", &r.first[..12]), vec!["commit mismatch", "Dockerfile:2"]),

@@ -18,6 +18,8 @@ pub(super) struct Found {
     pub(super) commit: String,
     /// The full name of the reference that led there, if one did.
     pub(super) reference: Option<String>,
+    /// The id of the annotated tag that led there.
+    pub(super) tag: Option<String>,
 }
 
 /// The files of a commit, in a private folder that is gone when the value is.
@@ -43,7 +45,7 @@ pub(super) fn draft(store: &Store) -> Result<Prepared, GitError> {
 pub(super) fn find(git: &Git<'_>) -> Result<Found, GitError> {
     let address = git.address;
     let patterns = match &address.reference {
-        Wanted::Commit(commit) => return checked(address, Found { commit: commit.clone(), reference: None }),
+        Wanted::Commit(commit) => return checked(address, Found { commit: commit.clone(), ..Found::default() }),
         Wanted::Head => vec!["HEAD".to_owned()],
         Wanted::Name(name) | Wanted::Branch(name) | Wanted::Tag(name) => vec![name.clone(), format!("{name}^{{}}")],
     };
@@ -54,7 +56,9 @@ pub(super) fn find(git: &Git<'_>) -> Result<Found, GitError> {
     let rows: Vec<(&str, &str)> = listed.lines().filter_map(|line| line.split_once('\t')).collect();
     match choose(&address.reference, &rows) {
         Some((commit, reference)) if is_id(commit) => {
-            checked(address, Found { commit: commit.to_owned(), reference: Some(reference.to_owned()) })
+            let own = rows.iter().find(|(id, name)| *name == reference && *id != commit);
+            let tag = own.map(|(id, _)| (*id).to_owned());
+            checked(address, Found { commit: commit.to_owned(), reference: Some(reference.to_owned()), tag })
         }
         _ => Err(GitError::NoReference { url: address.shown().to_owned(), wanted: address.reference.to_string() }),
     }
@@ -86,7 +90,8 @@ fn choose<'r>(wanted: &Wanted, rows: &[(&'r str, &'r str)]) -> Option<(&'r str, 
 
 fn checked(address: &GitAddress, found: Found) -> Result<Found, GitError> {
     match &address.checksum {
-        Some(expected) if !found.commit.starts_with(expected.as_str()) => {
+        // BuildKit has compared with the tag alone, and later with both.
+        Some(expected) if ![Some(&found.commit), found.tag.as_ref()].iter().flatten().any(|id| id.starts_with(expected)) => {
             Err(GitError::Checksum { url: address.shown().to_owned(), expected: expected.clone(), actual: found.commit })
         }
         _ => Ok(found),
@@ -99,6 +104,7 @@ pub(super) fn check_out(git: &Git<'_>, found: &Found, keep_git_dir: bool, draft:
     git.run("make", &folder, &["init", "-q", "--template=", "."])?;
     // Submodules with relative addresses count from it.
     git.run("set up", &folder, &["config", "remote.origin.url", &git.address.remote])?;
+    git.run("set up", &folder, &["config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*"])?;
     fetch(git, found, &folder)?;
     git.run("check out", &folder, &["checkout", "-q", "--force", "--detach", &found.commit])?;
     if git.address.submodules && folder.join(".gitmodules").symlink_metadata().is_ok() {
@@ -107,6 +113,11 @@ pub(super) fn check_out(git: &Git<'_>, found: &Found, keep_git_dir: bool, draft:
     let time = git.run("read the time of", &folder, &["log", "-1", "--format=%ct", &found.commit])?;
     let time = String::from_utf8_lossy(&time).trim().parse().unwrap_or(0);
     let root = RootDir::open(&folder)?;
+    if keep_git_dir {
+        // Its index would tell of the files of this machine.
+        git.run("set up", &folder, &["read-tree", "HEAD"])?;
+        forget(&root.child(b".git")?)?;
+    }
     even(&root, time, keep_git_dir)?;
     stamp(&root, b".", Some(0o755), time)?;
     let folder = below(&root, &folder, git.address)?;
@@ -160,6 +171,25 @@ fn submodules(git: &Git<'_>, folder: &Path) -> Result<(), GitError> {
     }
 }
 
+/// Takes away what git's folder, and those of submodules in it, say of when and how the files were fetched.
+fn forget(dir: &RootDir) -> Result<(), GitError> {
+    let is_repository = dir.stat(b"objects")?.is_some();
+    if is_repository {
+        for name in [b"logs".as_slice(), b"FETCH_HEAD"] {
+            if dir.stat(name)?.is_some() {
+                dir.remove_all(name)?;
+            }
+        }
+    }
+    for name in dir.names()? {
+        let is_dir = dir.stat(&name)?.is_some_and(|meta| meta.kind == Kind::Dir);
+        if is_dir && (!is_repository || name == b"modules") {
+            forget(&dir.child(&name)?)?;
+        }
+    }
+    Ok(())
+}
+
 /// Gives all files below `dir` modes that depend on no umask, and the time of the commit; takes git's own files away.
 fn even(dir: &RootDir, time: i64, keep_git_dir: bool) -> Result<(), GitError> {
     for name in dir.names()? {
@@ -174,6 +204,8 @@ fn even(dir: &RootDir, time: i64, keep_git_dir: bool) -> Result<(), GitError> {
                 Some(0o755)
             }
             Kind::File if meta.mode & 0o100 != 0 => Some(0o755),
+            // git's own objects.
+            Kind::File if meta.mode & 0o200 == 0 => Some(0o444),
             Kind::File => Some(0o644),
             _ => None,
         };
