@@ -14,13 +14,16 @@ pub mod lint;
 mod lower;
 pub mod parser;
 mod source;
+mod targets;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use lint::Rule;
 pub use lower::{
-    BaseImage, BaseRequest, Bases, Build, ImageTemplate, LowerOptions, Lowered, NamedContext, NamedKind, context_name, lower,
+    BaseImage, BaseRequest, Bases, Build, ImageTemplate, LowerOptions, Lowered, NamedContext, NamedKind, Outline, OutlineArg,
+    OutlineMount, context_name, lower,
 };
 pub use source::{MAX_LINE, Source, Span};
+pub use targets::{Target, targets};
 
 /// What [`parse`] made of a text.
 #[derive(Debug, Clone, Default)]

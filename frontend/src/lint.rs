@@ -88,9 +88,12 @@ impl Config {
     /// A sentence on the part that makes no sense.
     pub fn parse(text: &str) -> Result<Config, String> {
         let mut config = Config::default();
-        for option in text.split(';').map(str::trim).filter(|o| !o.is_empty()) {
+        if text.trim().is_empty() {
+            return Ok(config);
+        }
+        for option in text.trim().split(';') {
             let Some((key, value)) = option.split_once('=') else {
-                return Err(format!("failed to parse check options: invalid check option {option:?}"));
+                return Err(format!("invalid check option {option:?}"));
             };
             let names = || value.split(',').map(|n| n.trim().to_owned()).filter(|n| !n.is_empty());
             match key.trim() {
@@ -103,13 +106,11 @@ impl Config {
                         "1" | "t" | "T" | "TRUE" | "true" | "True" => true,
                         "0" | "f" | "F" | "FALSE" | "false" | "False" => false,
                         other => {
-                            return Err(format!(
-                                "failed to parse check options: failed to parse check option {option:?}: {other:?} is no boolean"
-                            ));
+                            return Err(format!("failed to parse check option {option:?}: {other:?} is no boolean"));
                         }
                     };
                 }
-                other => return Err(format!("failed to parse check options: invalid check option {other:?}")),
+                other => return Err(format!("invalid check option {other:?}")),
             }
         }
         Ok(config)
@@ -145,7 +146,10 @@ mod tests {
         assert!(!config.allows(Rule::CopyIgnoredFile));
         assert!(Config::parse("experimental=all").unwrap().allows(Rule::CopyIgnoredFile));
         assert!(!Config::parse("skip=all").unwrap().allows(Rule::StageNameCasing));
-        assert!(Config::parse("foo=bar").is_err());
+        assert_eq!(Config::parse("  ").unwrap(), Config::default());
+        for text in ["foo=bar", "SKIP=all", "skip", "error=true;", ";error=true"] {
+            assert!(Config::parse(text).is_err(), "{text}");
+        }
         assert!(Config::parse("error=x").is_err());
         assert_eq!(Rule::ALL.len(), 22);
     }

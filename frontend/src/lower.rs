@@ -1,5 +1,6 @@
 //! Hides the walk from stages, arguments and base images to a graph.
 
+mod outline;
 mod plan;
 mod ports;
 mod stage;
@@ -19,6 +20,7 @@ use crate::graph::{CopyFrom, Graph, MountFrom, MountKind, NetworkMode, Op, Verte
 use crate::ignore::PatternMatcher;
 use crate::lint::Config;
 use crate::source::{Source, Span};
+pub use outline::{Outline, OutlineArg, OutlineMount};
 use plan::{Plan, build_arg};
 use stage::Lowering;
 
@@ -49,6 +51,8 @@ pub struct LowerOptions {
     pub allow_insecure: bool,
     /// `--build-context`: contexts that take the place of the stage or image of their name.
     pub contexts: Vec<NamedContext>,
+    /// Whether the build checks look at every stage, not only at those that the target needs.
+    pub all_stages: bool,
     /// The context's ignore file, for the check `CopyIgnoredFile`; nothing is left out on its account.
     pub ignore: Option<PatternMatcher>,
 }
@@ -68,6 +72,7 @@ impl Default for LowerOptions {
             hostname: "buildkitsandbox".to_owned(),
             allow_insecure: false,
             contexts: Vec::new(),
+            all_stages: false,
             ignore: None,
         }
     }
@@ -143,8 +148,13 @@ impl Bases {
 /// What came of lowering.
 #[derive(Debug, Clone)]
 pub enum Lowered {
-    /// These images must be handed in first; sorted, each once.
-    Needs(Vec<BaseRequest>),
+    /// Images must be handed in first.
+    Needs {
+        /// Which; sorted, each once.
+        images: Vec<BaseRequest>,
+        /// The build checks that fired so far, which is all there is to tell when an image can't be had.
+        warnings: Vec<Diagnostic>,
+    },
     /// The build.
     Build(Box<Build>),
 }
@@ -158,8 +168,10 @@ pub struct Build {
     pub target: Option<VertexId>,
     /// What to write into the image's configuration.
     pub image: ImageTemplate,
-    /// Build checks that fired, and other remarks; none stops the build.
+    /// Build checks that fired, in BuildKit's order, and other remarks; none stops the build.
     pub warnings: Vec<Diagnostic>,
+    /// What the target can be given from outside.
+    pub outline: Outline,
 }
 
 /// The configuration of the image to be, without what only building can tell.
@@ -177,18 +189,27 @@ pub struct ImageTemplate {
 /// Turns a parsed Dockerfile into a graph, as far as the base images handed in allow.
 ///
 /// # Errors
-/// Every mistake that was found, in the order of the file; if the parser found any, only those.
+/// Every mistake that was found, in the order of the file; if the parser found any, only those. Behind them the build checks
+/// that BuildKit tells, too, when it stops at the first mistake.
 pub fn lower(parsed: &Parsed, source: &Source, options: &LowerOptions, bases: &Bases) -> Result<Lowered, Vec<Diagnostic>> {
+    let config = lint_config(parsed, options);
     let errors: Vec<Diagnostic> = parsed.diagnostics.iter().filter(|d| d.is_error()).cloned().collect();
     if !errors.is_empty() {
-        return Err(errors);
+        let before = parsed.diagnostics.iter().take_while(|d| !d.is_error()).cloned();
+        return Err(errors.into_iter().chain(filter_lints(parsed, &config.unwrap_or_default(), before)).collect());
     }
     check_syntax(parsed, options).map_err(|e| vec![e])?;
-    let config = lint_config(parsed, options).map_err(|e| vec![e])?;
-    let mut plan = Plan::new(parsed, options)?;
-    let needs = plan.resolve(bases)?;
-    if !needs.is_empty() {
-        return Ok(Lowered::Needs(needs));
+    let config = config.map_err(|e| vec![e])?;
+    let lints = |more: Vec<Diagnostic>| filter_lints(parsed, &config, parsed.diagnostics.iter().cloned().chain(more));
+    let reject = |found: Vec<Diagnostic>| {
+        let (mut errors, more): (Vec<_>, Vec<_>) = found.into_iter().partition(Diagnostic::is_error);
+        errors.extend(lints(more));
+        errors
+    };
+    let mut plan = Plan::new(parsed, options).map_err(reject)?;
+    let images = plan.resolve(bases).map_err(|errors| reject(errors.into_iter().chain(plan.lints.clone()).collect()))?;
+    if !images.is_empty() {
+        return Ok(Lowered::Needs { images, warnings: lints(plan.lints) });
     }
 
     let mut lowering = Lowering {
@@ -197,31 +218,32 @@ pub fn lower(parsed: &Parsed, source: &Source, options: &LowerOptions, bases: &B
         bases,
         escape: parsed.dockerfile.directives.escape,
         graph: Graph::default(),
+        base_lints: Vec::new(),
         lints: Vec::new(),
+        stopped: None,
         done: plan.nodes.iter().map(|_| None).collect(),
     };
     // Images first: stages take from them and from stages before them.
-    let (stages, images): (Vec<usize>, Vec<usize>) =
-        plan.reachable(plan.target).into_iter().partition(|index| plan.nodes[*index].declared);
+    let (stages, images): (Vec<usize>, Vec<usize>) = plan.needed().into_iter().partition(|index| plan.nodes[*index].declared);
     let mut errors = Vec::new();
     for index in images.into_iter().chain(stages) {
         errors.extend(lowering.node(index).err().into_iter().flatten());
     }
+    let Lowering { graph, base_lints, lints: mut fired, stopped, mut done, .. } = lowering;
+    fired.truncate(stopped.unwrap_or(usize::MAX));
+    let fired = plan.lints.iter().cloned().chain(base_lints).chain(fired);
     if !errors.is_empty() {
-        return Err(errors);
+        return Err(reject(errors.into_iter().chain(fired).collect()));
     }
-    let Lowering { graph, lints, mut done, .. } = lowering;
+    let outline = outline::outline(&plan, &done);
     let Some(target) = done[plan.target].take() else {
         // The target is reachable from itself, so it was lowered.
         return Err(vec![Diagnostic::error("the target stage was not lowered")]);
     };
-
-    let mut all = parsed.diagnostics.clone();
-    all.extend(plan.lints.iter().cloned());
-    all.extend(lints);
-    let mut warnings = filter_lints(parsed, &config, all);
+    let mut warnings = lints(fired.collect());
     if config.error && warnings.iter().any(|d| d.rule.is_some()) {
-        return Err(lint_errors(warnings));
+        warnings.insert(0, violation(&warnings));
+        return Err(warnings);
     }
     warnings.extend(unused_arguments(parsed, source, options));
 
@@ -236,7 +258,7 @@ pub fn lower(parsed: &Parsed, source: &Source, options: &LowerOptions, bases: &B
     }
     let (graph, target_id) = prune(graph, target.parent);
     let image = ImageTemplate { base: target.base, config: image, history: target.history };
-    Ok(Lowered::Build(Box::new(Build { graph, target: target_id, image, warnings })))
+    Ok(Lowered::Build(Box::new(Build { graph, target: target_id, image, warnings, outline })))
 }
 
 /// Only Docker's own language is built in.
@@ -260,18 +282,25 @@ fn check_syntax(parsed: &Parsed, options: &LowerOptions) -> Result<(), Diagnosti
 
 fn lint_config(parsed: &Parsed, options: &LowerOptions) -> Result<Config, Diagnostic> {
     if let Some(text) = build_arg(options, "BUILDKIT_DOCKERFILE_CHECK") {
-        return Config::parse(text).map_err(Diagnostic::error);
+        return Config::parse(text)
+            .map_err(|error| Diagnostic::error(format!("failed to parse build-arg:BUILDKIT_DOCKERFILE_CHECK: {error}")));
     }
     match &parsed.dockerfile.directives.check {
-        Some((text, span)) => Config::parse(text).map_err(|error| Diagnostic::error(error).at(*span)),
+        Some((text, span)) => Config::parse(first_word(text))
+            .map_err(|error| Diagnostic::error(format!("failed to parse check options: {error}")).at(*span)),
         None => Ok(Config::default()),
     }
 }
 
+/// What BuildKit reads of a directive's value.
+fn first_word(text: &str) -> &str {
+    text.split_once(' ').map_or(text, |(first, _)| first)
+}
+
 /// Leaves out the checks that are switched off, for the file or for one instruction.
-fn filter_lints(parsed: &Parsed, config: &Config, all: Vec<Diagnostic>) -> Vec<Diagnostic> {
+fn filter_lints(parsed: &Parsed, config: &Config, all: impl Iterator<Item = Diagnostic>) -> Vec<Diagnostic> {
     let local: Vec<(Config, Span)> =
-        parsed.checks.iter().filter_map(|(text, span)| Some((Config::parse(text).ok()?, *span))).collect();
+        parsed.checks.iter().filter_map(|(text, span)| Some((Config::parse(first_word(text)).ok()?, *span))).collect();
     let mut out: Vec<Diagnostic> = Vec::new();
     for diagnostic in all {
         if let Some(rule) = diagnostic.rule {
@@ -288,14 +317,11 @@ fn filter_lints(parsed: &Parsed, config: &Config, all: Vec<Diagnostic>) -> Vec<D
 }
 
 /// `# check=error=true`: the checks that fired stop the build.
-fn lint_errors(warnings: Vec<Diagnostic>) -> Vec<Diagnostic> {
-    let fired: Vec<Diagnostic> = warnings.into_iter().filter(|d| d.rule.is_some()).collect();
+fn violation(fired: &[Diagnostic]) -> Diagnostic {
     let mut names: Vec<&str> = fired.iter().filter_map(|d| d.rule).map(crate::lint::Rule::name).collect();
     names.sort_unstable();
     names.dedup();
-    let last = Diagnostic::error(format!("lint violation found for rules: {}", names.join(", ")));
-    let error = |d: Diagnostic| Diagnostic { severity: crate::diagnostic::Severity::Error, ..d };
-    fired.into_iter().map(error).chain([last]).collect()
+    Diagnostic::error(format!("lint violation found for rules: {}", names.join(", ")))
 }
 
 /// `--build-arg`s that no `ARG` of the file declares.

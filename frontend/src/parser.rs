@@ -36,7 +36,7 @@ pub struct Line {
     pub original: String,
     /// With their bodies.
     pub heredocs: Vec<Heredoc>,
-    /// The comment lines directly above, without `#`.
+    /// The comment lines above, without `#`; a blank line ends them not, an empty comment does.
     pub comments: Vec<String>,
     /// From the first line to the last, bodies included.
     pub span: Span,
@@ -77,8 +77,11 @@ pub fn split(source: &Source) -> Lines {
             Ok(None) => {}
             Err(message) => out.diagnostics.push(Diagnostic::error(message).at(at)),
         }
-        if let Some(comment) = trimmed.strip_prefix('#') {
-            match comment.trim() {
+        if trimmed.starts_with('#') {
+            // BuildKit takes the line's first character away, whatever it is: the `#` of an indented comment stays.
+            let mut comment = raw.chars();
+            comment.next();
+            match comment.as_str().trim() {
                 "" => comments.clear(),
                 text => comments.push(text.to_owned()),
             }
@@ -86,7 +89,6 @@ pub fn split(source: &Source) -> Lines {
         }
         let (text, mut goes_on) = cut_continuation(trimmed, out.directives.escape);
         if text.is_empty() && !goes_on {
-            comments.clear();
             continue;
         }
         let mut joined = text.to_owned();
@@ -404,9 +406,9 @@ mod tests {
 
     #[test]
     fn comments_above() {
-        let got = lines("# syntax=x\n# one\n#two \nFROM a\n# three\n\nFROM b\n# four\n#\n# five\nFROM c");
+        let got = lines("# syntax=x\n# one\n#two \nFROM a\n# three\n\nFROM b\n# four\n#\n# five\n  # six\nFROM c\nRUN d");
         let comments: Vec<_> = got.lines.iter().map(|l| l.comments.join("|")).collect();
-        assert_eq!(comments, ["one|two", "", "five"]);
+        assert_eq!(comments, ["one|two", "three", "five|# six", ""]);
     }
 
     #[test]

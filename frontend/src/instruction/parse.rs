@@ -331,10 +331,13 @@ fn from(line: &Line, lints: &mut Vec<Diagnostic>) -> Outcome<Stage> {
                 let message = format!("Stage name '{written}' should be lowercase");
                 lints.push(Diagnostic::lint(Rule::StageNameCasing, message, line.span));
             }
-            let is_lower = |word: &str| word == word.to_lowercase();
-            let is_upper = |word: &str| word == word.to_uppercase();
-            let same = (is_lower(&line.keyword) && is_lower(keyword)) || (is_upper(&line.keyword) && is_upper(keyword));
-            if !same {
+            // A keyword in mixed case is a matter for `ConsistentInstructionCasing`.
+            let odd = match line.keyword.as_str() {
+                from if from == from.to_lowercase() => *keyword != keyword.to_lowercase(),
+                from if from == from.to_uppercase() => *keyword != keyword.to_uppercase(),
+                _ => false,
+            };
+            if odd {
                 let message = format!("'{keyword}' and '{}' keywords' casing do not match", line.keyword);
                 lints.push(Diagnostic::lint(Rule::FromAsCasing, message, line.span));
             }
@@ -347,9 +350,7 @@ fn from(line: &Line, lints: &mut Vec<Diagnostic>) -> Outcome<Stage> {
     }
     let flags = Flags::parse(line, &[("platform", FlagKind::Text)])?;
     let comment = name.as_deref().and_then(|name| described(line, name));
-    if let Some(name) = name.as_deref() {
-        definition_lint(line, &line.keyword, name, comment.is_some(), lints);
-    }
+    definition_lint(line, "FROM", &name.iter().map(String::as_str).collect::<Vec<_>>(), lints);
     Ok(Stage {
         comment,
         name,
@@ -367,9 +368,15 @@ fn described(line: &Line, name: &str) -> Option<String> {
     line.comments.iter().find_map(|comment| comment.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned))
 }
 
-fn definition_lint(line: &Line, keyword: &str, name: &str, described: bool, lints: &mut Vec<Diagnostic>) {
-    let about = line.comments.iter().any(|c| !c.starts_with("check="));
-    if about && !described {
+/// `InvalidDefinitionDescription`: the last comment above begins with one of the names that the instruction gives.
+fn definition_lint(line: &Line, keyword: &str, names: &[&str], lints: &mut Vec<Diagnostic>) {
+    let Some(last) = line.comments.iter().rev().find(|c| !c.starts_with("check=")) else { return };
+    let name = match names {
+        [] => return,
+        [only] => only,
+        _ => "<arg_key>",
+    };
+    if !names.contains(&last.split(' ').next().unwrap_or_default()) {
         let message = format!("Comment for {keyword} should follow the format: `# {name} <description>`");
         lints.push(Diagnostic::lint(Rule::InvalidDefinitionDescription, message, line.span));
     }
@@ -389,9 +396,7 @@ fn arg(line: &Line, escape: char, lints: &mut Vec<Diagnostic>) -> Outcome<Vec<Ar
         let comment = described(line, &name);
         args.push(Arg { name, value, comment });
     }
-    if let [only] = args.as_slice() {
-        definition_lint(line, &line.keyword, &only.name, only.comment.is_some(), lints);
-    }
+    definition_lint(line, "ARG", &args.iter().map(|arg: &Arg| arg.name.as_str()).collect::<Vec<_>>(), lints);
     Ok(args)
 }
 

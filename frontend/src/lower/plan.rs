@@ -1,11 +1,12 @@
 //! Hides how stages, images and the build's arguments fit together before anything is lowered: names, bases, who needs
 //! whom (BuildKit `convert.go`, `toDispatchState`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
 
+use super::outline::{KnownArg, OutlineArg};
 use super::{BaseRequest, Bases, LowerOptions, NamedKind, context_name};
 use crate::Parsed;
 use crate::diagnostic::{Diagnostic, nearest};
@@ -53,15 +54,19 @@ pub(super) struct Node {
     pub declared: bool,
     /// Whether a named context has taken the place of the stage, whose instructions are of no meaning then.
     pub replaced: bool,
+    /// The global arguments that the `FROM` uses.
+    pub used: BTreeSet<String>,
     on_build_done: bool,
 }
 
 pub(super) struct Plan<'a> {
-    parsed: &'a Parsed,
+    pub parsed: &'a Parsed,
     options: &'a LowerOptions,
     pub nodes: Vec<Node>,
     /// The arguments that a `FROM` sees, and that a bare `ARG` in a stage takes its value from.
     pub global_args: Env,
+    /// The `ARG`s before the first `FROM`.
+    pub known_args: BTreeMap<String, KnownArg>,
     pub target: usize,
     pub lints: Vec<Diagnostic>,
 }
@@ -77,11 +82,27 @@ pub(super) fn expand(lexer: Lexer, word: &str, env: &Env, span: Span) -> Result<
 }
 
 impl<'a> Plan<'a> {
-    /// Makes nodes of the stages and of all images that instructions name.
+    /// Makes nodes of the stages and of all images that instructions name. Behind the mistakes are the lints so far.
     pub(super) fn new(parsed: &'a Parsed, options: &'a LowerOptions) -> Result<Plan<'a>, Vec<Diagnostic>> {
-        let mut plan = Plan { parsed, options, nodes: Vec::new(), global_args: Env::new(), target: 0, lints: Vec::new() };
+        let mut plan = Plan {
+            parsed,
+            options,
+            nodes: Vec::new(),
+            global_args: Env::new(),
+            known_args: BTreeMap::new(),
+            target: 0,
+            lints: Vec::new(),
+        };
+        match plan.fill() {
+            Ok(()) => Ok(plan),
+            Err(errors) => Err(errors.into_iter().chain(plan.lints).collect()),
+        }
+    }
+
+    fn fill(&mut self) -> Result<(), Vec<Diagnostic>> {
+        let (parsed, plan) = (self.parsed, self);
         plan.base_lints();
-        plan.global_args = plan.meta_args(true).map_err(|e| vec![e])?;
+        (plan.global_args, plan.known_args) = plan.meta_args(true).map_err(|e| vec![e])?;
         let mut errors = Vec::new();
         for (index, stage) in parsed.dockerfile.stages.iter().enumerate() {
             match plan.stage(index, stage) {
@@ -111,27 +132,42 @@ impl<'a> Plan<'a> {
         if let [only] = plan.nodes.as_mut_slice() {
             only.label.clear();
         }
-        Ok(plan)
+        Ok(())
     }
 
     /// The arguments that are there without an `ARG`, and the `ARG`s before the first `FROM`.
-    fn meta_args(&self, with_build_args: bool) -> Result<Env, Diagnostic> {
+    fn meta_args(&self, with_build_args: bool) -> Result<(Env, BTreeMap<String, KnownArg>), Diagnostic> {
         let lexer = Lexer::new(self.parsed.dockerfile.directives.escape);
         let mut env = self.platform_args();
+        let mut known: BTreeMap<String, KnownArg> = BTreeMap::new();
         for (args, span) in &self.parsed.dockerfile.global_args {
-            for arg in args {
+            for (position, arg) in args.iter().enumerate() {
                 let given = if with_build_args { build_arg(self.options, &arg.name) } else { None };
-                match (given, &arg.value) {
-                    (Some(value), _) => env.set(&arg.name, value),
+                let mut needs = BTreeSet::new();
+                let value = match (given, &arg.value) {
+                    (Some(value), _) => Some(value.to_owned()),
                     (None, Some(default)) => {
-                        let value = expand(lexer, default, &env, *span)?.text;
-                        env.set(&arg.name, &value);
+                        let expansion = expand(lexer, default, &env, *span)?;
+                        needs = expansion.matched;
+                        // What is made of its own earlier value needs what that was made of.
+                        if needs.remove(&arg.name)
+                            && let Some(earlier) = known.get(&arg.name)
+                        {
+                            needs.extend(earlier.needs.iter().cloned());
+                        }
+                        Some(expansion.text)
                     }
-                    (None, None) => {}
+                    (None, None) => None,
+                };
+                if let Some(value) = &value {
+                    env.set(&arg.name, value);
                 }
+                let (name, description) = (arg.name.clone(), arg.comment.clone());
+                let told = OutlineArg { name, description, value: value.unwrap_or_default(), span: *span };
+                known.insert(arg.name.clone(), KnownArg { arg: told, needs, position });
             }
         }
-        Ok(env)
+        Ok((env, known))
     }
 
     fn platform_args(&self) -> Env {
@@ -161,7 +197,7 @@ impl<'a> Plan<'a> {
 
     /// `InvalidDefaultArgInFrom`: would each base have a name if no build argument were given?
     fn base_lints(&mut self) {
-        let Ok(env) = self.meta_args(false) else { return };
+        let Ok((env, _)) = self.meta_args(false) else { return };
         let lexer = Lexer::new(self.parsed.dockerfile.directives.escape);
         for stage in &self.parsed.dockerfile.stages {
             let Ok(base) = lexer.expand(&stage.base, &env) else { return };
@@ -184,6 +220,7 @@ impl<'a> Plan<'a> {
                 None => error,
             });
         }
+        let mut used = base.matched;
         let mut platform = self.options.target_platform.clone();
         if let Some(written) = &stage.platform {
             let expanded = expand(lexer, written, &self.global_args, stage.span)?;
@@ -199,6 +236,7 @@ impl<'a> Plan<'a> {
             }
             platform = Platform::parse(&expanded.text)
                 .map_err(|error| Diagnostic::error(format!("failed to parse platform {written}: {error}")).at(stage.span))?;
+            used.extend(expanded.matched);
         }
         let own = stage.name.as_deref().and_then(|name| self.named_context(name));
         let replaced = own.is_some();
@@ -223,6 +261,7 @@ impl<'a> Plan<'a> {
             commands: Vec::new(),
             declared: true,
             replaced,
+            used: if replaced { BTreeSet::new() } else { used },
             on_build_done: replaced,
         })
     }
@@ -375,6 +414,7 @@ impl<'a> Plan<'a> {
             total: 0,
             declared: false,
             replaced: false,
+            used: BTreeSet::new(),
             on_build_done: false,
         });
         Ok(self.nodes.len() - 1)
@@ -383,7 +423,7 @@ impl<'a> Plan<'a> {
     /// Stages must not need one another, and those that the target needs must take from stages before them.
     fn check_order(&self) -> Vec<Diagnostic> {
         let mut errors = Vec::new();
-        let needed = self.reachable(self.target);
+        let needed = self.needed();
         for (index, node) in self.nodes.iter().enumerate() {
             for command in &node.commands {
                 for source in command.sources.iter().flatten().copied() {
@@ -415,8 +455,16 @@ impl<'a> Plan<'a> {
         errors
     }
 
+    /// The nodes that are looked at.
+    pub(super) fn needed(&self) -> BTreeSet<usize> {
+        match self.options.all_stages {
+            true => (0..self.nodes.len()).collect(),
+            false => self.reachable(self.target),
+        }
+    }
+
     /// The nodes that `from` needs, itself included.
-    pub(super) fn reachable(&self, from: usize) -> BTreeSet<usize> {
+    fn reachable(&self, from: usize) -> BTreeSet<usize> {
         let mut seen = BTreeSet::new();
         let mut open = vec![from];
         while let Some(index) = open.pop() {
@@ -435,7 +483,7 @@ impl<'a> Plan<'a> {
     /// The images that are needed and not there yet, and the triggers of those that are.
     pub(super) fn resolve(&mut self, bases: &Bases) -> Result<Vec<BaseRequest>, Vec<Diagnostic>> {
         loop {
-            let reachable = self.reachable(self.target);
+            let reachable = self.needed();
             let mut needs: Vec<BaseRequest> = Vec::new();
             for node in reachable.iter().map(|i| &self.nodes[*i]) {
                 let Base::Image(reference) = &node.base else { continue };

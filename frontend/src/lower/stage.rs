@@ -6,11 +6,14 @@ mod run;
 
 pub(super) use run::is_predefined;
 
+use std::collections::BTreeSet;
+
 use kiln_oci::config::{HistoryEntry, ImageConfig};
 use kiln_oci::path::ImagePath;
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
 
+use super::outline::{Captured, KnownArg, OutlineArg};
 use super::plan::{Base, Command, Node, Plan, build_arg};
 use super::text::{list, quote_health, quote_list, step_name, upper_first_word};
 use super::{Bases, LowerOptions, ports, validate};
@@ -53,6 +56,8 @@ pub(super) struct Stage {
     no_cache: bool,
     total: usize,
     index: usize,
+    /// What the stage itself tells of arguments and mounts; not inherited.
+    pub captured: Captured,
 }
 
 /// Lowers stages into one graph.
@@ -62,7 +67,11 @@ pub(super) struct Lowering<'a> {
     pub bases: &'a Bases,
     pub escape: char,
     pub graph: Graph,
+    /// About the platforms of base images, which BuildKit looks at before any instruction.
+    pub base_lints: Vec<Diagnostic>,
     pub lints: Vec<Diagnostic>,
+    /// How many lints there were when the first mistake was found.
+    pub stopped: Option<usize>,
     /// What became of each node so far.
     pub done: Vec<Option<Stage>>,
 }
@@ -77,6 +86,7 @@ impl Lowering<'_> {
         let mut errors = Vec::new();
         for command in &node.commands {
             if let Err(error) = self.command(&mut stage, command) {
+                self.stopped.get_or_insert(self.lints.len());
                 let span = error.span.or(Some(command.instruction.span));
                 errors.push(Diagnostic { span, ..error });
             }
@@ -105,6 +115,7 @@ impl Lowering<'_> {
             }
             Base::Image(_) => Stage::empty(&node.platform),
         };
+        stage.captured = Captured::new(&node.used);
         stage.label.clone_from(&node.label);
         stage.no_cache = no_cache;
         stage.total = node.total;
@@ -148,7 +159,7 @@ impl Lowering<'_> {
                 have.to_string(),
                 want.to_string()
             );
-            self.lints.push(Diagnostic::lint(Rule::InvalidBaseImagePlatform, message, node.span));
+            self.base_lints.push(Diagnostic::lint(Rule::InvalidBaseImagePlatform, message, node.span));
         }
         let is_empty = config.rootfs.diff_ids.is_empty() && config.history.iter().all(|entry| entry.empty_layer);
         stage.config = config;
@@ -274,7 +285,7 @@ impl Lowering<'_> {
 
     fn arg(&mut self, stage: &mut Stage, i: &Instruction, args: &[Arg]) -> Outcome<()> {
         let mut texts = Vec::new();
-        for arg in args {
+        for (position, arg) in args.iter().enumerate() {
             self.secret_lint("ARG", &arg.name, i.span);
             let value = match (build_arg(self.options, &arg.name), &arg.value) {
                 (Some(given), _) => Some(given.to_owned()),
@@ -285,6 +296,14 @@ impl Lowering<'_> {
                 Some(value) => format!("{}={value}", arg.name),
                 None => arg.name.clone(),
             });
+            stage.captured.used.insert(arg.name.clone());
+            // One that takes the value of a global argument is told of as that.
+            let global = arg.value.is_none() && value.is_some() && build_arg(self.options, &arg.name).is_none();
+            if !global {
+                let (name, description) = (arg.name.clone(), arg.comment.clone());
+                let told = OutlineArg { name, description, value: value.clone().unwrap_or_default(), span: i.span };
+                stage.captured.args.insert(arg.name.clone(), KnownArg { arg: told, needs: BTreeSet::new(), position });
+            }
             if let Some(value) = &value
                 && !NOT_IN_ENVIRONMENT.contains(&arg.name.as_str())
             {
@@ -478,6 +497,7 @@ impl Stage {
             no_cache: false,
             total: 0,
             index: 0,
+            captured: Captured::default(),
         }
     }
 

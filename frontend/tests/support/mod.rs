@@ -47,8 +47,8 @@ impl Fixture {
         let mut bases = Bases::default();
         loop {
             match lower(&parsed, &source, &self.options(), &bases) {
-                Ok(Lowered::Needs(needs)) => {
-                    for need in needs {
+                Ok(Lowered::Needs { images, .. }) => {
+                    for need in images {
                         let image = base_image(&need);
                         bases.insert(need.reference, need.platform, image);
                     }
@@ -67,7 +67,7 @@ impl Fixture {
     pub fn needs(&self, text: &str) -> Vec<BaseRequest> {
         let source = Source::new("Dockerfile", text.as_bytes().to_vec()).unwrap();
         match lower(&parse(&source), &source, &self.options(), &Bases::default()).unwrap() {
-            Lowered::Needs(needs) => needs,
+            Lowered::Needs { images, .. } => images,
             Lowered::Build(_) => Vec::new(),
         }
     }

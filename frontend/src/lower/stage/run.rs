@@ -57,6 +57,7 @@ impl Lowering<'_> {
         };
         self.refuse(stage, run)?;
         let mounts = self.mounts(stage, command, run)?;
+        stage.captured.mounts(&mounts, i.span);
         let network = match run.network {
             NetworkMode::Default => self.options.network,
             asked => asked,
