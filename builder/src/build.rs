@@ -41,21 +41,47 @@ pub struct BuildOutcome {
     pub manifest: Option<Descriptor>,
     /// The names that it got.
     pub names: Vec<Reference>,
-    /// What the Dockerfile could do better.
+}
+
+/// Which part of a Dockerfile is lowered, and beside what.
+pub(crate) struct Scope {
+    /// Every stage, not only those that the target needs.
+    pub all_stages: bool,
+    /// The main context's ignore file.
+    pub ignore: PatternMatcher,
+}
+
+/// Why a Dockerfile can't be lowered.
+pub(crate) struct Rejected {
+    /// Why.
+    pub error: Error,
+    /// What the build checks said before.
     pub warnings: Vec<Diagnostic>,
-    /// The Dockerfile, for the places of the warnings.
-    pub source: Arc<Source>,
+}
+
+impl Rejected {
+    /// Says what the checks found; the error is left.
+    pub(crate) fn tell(self, engine: &Engine, source: &Arc<Source>) -> Error {
+        engine.events.lints(source, self.warnings);
+        self.error
+    }
+}
+
+impl From<Error> for Rejected {
+    fn from(error: Error) -> Self {
+        Rejected { error, warnings: Vec::new() }
+    }
 }
 
 /// Builds what `request` says, to the end: named in the store, written to files, pushed.
 pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Error> {
-    let main = locate(engine, request, &request.context, "[internal] load remote build context")?;
+    let main = locate_main(engine, request)?;
     let (source, parsed, path) = load_definition(engine, request, &main)?;
-    let ignore = match main.is_users() {
-        true => load_ignore(engine, "[internal] load .dockerignore", main.folder(), path.as_deref())?,
-        false => PatternMatcher::default(),
-    };
-    let (build, bases) = lower_all(engine, request, &source, &parsed)?;
+    let ignore = load_main_ignore(engine, &main, path.as_deref())?;
+    let scope = Scope { all_stages: false, ignore: ignore.clone() };
+    let lowered = lower_all(engine, request, &source, &parsed, scope);
+    let (mut build, bases) = lowered.map_err(|rejected| rejected.tell(engine, &source))?;
+    engine.events.lints(&source, std::mem::take(&mut build.warnings));
 
     let now = humantime::format_rfc3339_nanos(request.clock).to_string();
     let located: Vec<OnceLock<Located>> = request.named_contexts.iter().map(|_| OnceLock::new()).collect();
@@ -101,7 +127,20 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
         true => push_all(engine, request)?.or(manifest),
         false => manifest,
     };
-    Ok(BuildOutcome { image_id, manifest, names: request.tags.clone(), warnings: build.warnings, source })
+    Ok(BuildOutcome { image_id, manifest, names: request.tags.clone() })
+}
+
+/// Makes a folder of the build context.
+pub(crate) fn locate_main(engine: &Engine, request: &BuildRequest) -> Result<Located, Error> {
+    locate(engine, request, &request.context, "[internal] load remote build context")
+}
+
+/// Reads the ignore file of the build context.
+pub(crate) fn load_main_ignore(engine: &Engine, main: &Located, dockerfile: Option<&Path>) -> Result<PatternMatcher, Error> {
+    match main.is_users() {
+        true => load_ignore(engine, "[internal] load .dockerignore", main.folder(), dockerfile),
+        false => Ok(PatternMatcher::default()),
+    }
 }
 
 /// Makes a folder of a context, which takes a while unless it's one.
@@ -150,7 +189,8 @@ fn open_named(
     Ok(context)
 }
 
-fn load_definition(
+/// Reads and parses the Dockerfile.
+pub(crate) fn load_definition(
     engine: &Engine,
     request: &BuildRequest,
     main: &Located,
@@ -196,12 +236,13 @@ fn load_ignore(engine: &Engine, name: &str, folder: &Path, dockerfile: Option<&P
 }
 
 /// Lowers, fetches the configurations that lowering asks for, and lowers again, until it has them all.
-fn lower_all(
+pub(crate) fn lower_all(
     engine: &Engine,
     request: &BuildRequest,
     source: &Arc<Source>,
     parsed: &Parsed,
-) -> Result<(Box<kiln_frontend::Build>, ResolvedBases), Error> {
+    scope: Scope,
+) -> Result<(Box<kiln_frontend::Build>, ResolvedBases), Rejected> {
     let language = &request.language;
     let mut bases = ResolvedBases::default();
     let options = LowerOptions {
@@ -216,30 +257,36 @@ fn lower_all(
         extra_hosts: request.extra_hosts.clone(),
         allow_insecure: request.grants.insecure,
         contexts: named_contexts(request, &mut bases.layouts)?,
+        all_stages: scope.all_stages,
+        ignore: Some(scope.ignore),
         ..LowerOptions::default()
     };
     loop {
         engine.check()?;
         match lower(parsed, source, &options, &bases.known) {
             Ok(Lowered::Build(build)) => return Ok((build, bases)),
-            Ok(Lowered::Needs(requests)) => {
-                bases.resolve(engine, &requests, request.caching.pull).map_err(|missing| {
+            Ok(Lowered::Needs { images, warnings }) => {
+                bases.resolve(engine, &images, request.caching.pull).map_err(|missing| {
                     let Missing { request: wanted, error } = *missing;
                     let cause = match error {
                         Error::Registry(error) => StepError::Registry(error),
                         Error::Store(error) => StepError::Store(error),
                         Error::Image(error) => StepError::Image(error),
-                        other => return other,
+                        other => return Rejected { error: other, warnings: Vec::new() },
                     };
-                    Error::Step {
+                    let error = Error::Step {
                         name: format!("[internal] load metadata for {}", wanted.reference),
                         location: Some((Arc::clone(source), wanted.span)),
                         meant: wanted.hint.clone(),
                         cause: Box::new(cause),
-                    }
+                    };
+                    Rejected { error, warnings }
                 })?;
             }
-            Err(diagnostics) => return Err(Error::Dockerfile { source_text: Arc::clone(source), diagnostics }),
+            Err(found) => {
+                let (diagnostics, warnings) = found.into_iter().partition(Diagnostic::is_error);
+                return Err(Rejected { error: Error::Dockerfile { source_text: Arc::clone(source), diagnostics }, warnings });
+            }
         }
     }
 }

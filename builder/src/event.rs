@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use kiln_frontend::{Diagnostic, Source};
+
 /// Which line of progress an event belongs to: BuildKit's `#N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskId(pub usize);
@@ -52,6 +54,13 @@ pub enum Event {
         task: Option<TaskId>,
         /// What and why, and what to do; may have several lines.
         message: String,
+    },
+    /// What the build checks say about the Dockerfile.
+    Lints {
+        /// The Dockerfile.
+        source: Arc<Source>,
+        /// The checks that fired.
+        lints: Vec<Diagnostic>,
     },
     /// A task ended.
     Finished {
@@ -113,6 +122,13 @@ impl Events {
     /// Says something that is no error and belongs to no task.
     pub fn warn(&self, message: impl Into<String>) {
         self.send(Event::Warning { task: None, message: message.into() });
+    }
+
+    /// Says what the build checks found, if they found anything.
+    pub fn lints(&self, source: &Arc<Source>, lints: Vec<Diagnostic>) {
+        if !lints.is_empty() {
+            self.send(Event::Lints { source: Arc::clone(source), lints });
+        }
     }
 
     /// The time since the start of the build.

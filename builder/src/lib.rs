@@ -7,6 +7,7 @@
 pub mod bases;
 pub mod build;
 pub mod cache_key;
+pub mod call;
 pub mod context;
 pub mod engine;
 pub mod error;

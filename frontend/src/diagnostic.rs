@@ -113,6 +113,13 @@ pub(crate) fn nearest<'a>(word: &str, options: impl IntoIterator<Item = &'a str>
         .map(|(_, option)| option)
 }
 
+/// The word that BuildKit's build checks take to be meant (`util/suggest`): case counts, and two letters may be wrong, however
+/// short the word is.
+pub(crate) fn suggestion<'a>(word: &str, options: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let near = options.into_iter().map(|option| (distance(word, option), option)).filter(|(d, _)| *d < 3);
+    near.min_by_key(|(d, _)| *d).filter(|(d, _)| *d > 0).map(|(_, option)| option)
+}
+
 /// Levenshtein's distance in characters.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
@@ -145,6 +152,10 @@ mod tests {
         ];
         for (word, want) in rows {
             assert_eq!(nearest(word, ["RUN", "COPY", "ENTRYPOINT", "FROM"]), want, "{word}");
+        }
+        let rows = [("A", Some("X")), ("fo", None), ("FO", Some("FOO")), ("FOO", None), ("PTAH", Some("PATH"))];
+        for (word, want) in rows {
+            assert_eq!(suggestion(word, ["X", "FOO", "PATH"].into_iter().skip(usize::from(want != Some("X")))), want, "{word}");
         }
     }
 }

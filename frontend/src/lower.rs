@@ -309,9 +309,7 @@ fn filter_lints(parsed: &Parsed, config: &Config, all: impl Iterator<Item = Diag
                 continue;
             }
         }
-        if !out.contains(&diagnostic) {
-            out.push(diagnostic);
-        }
+        out.push(diagnostic);
     }
     out
 }

@@ -148,6 +148,12 @@ pub(crate) struct BuildArgs {
     /// Allow extra privileged entitlement (security.insecure)
     #[arg(long, value_name = "ENTITLEMENT")]
     pub(crate) allow: Vec<String>,
+    /// Set method for evaluating the Dockerfile: build, check, outline or targets (format: `METHOD[,format=json]`)
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) call: Option<String>,
+    /// Shorthand for `--call=check`
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    pub(crate) check: Option<bool>,
     #[command(flatten)]
     pub(crate) ignored: IgnoredBuildArgs,
     #[command(flatten)]
@@ -204,10 +210,6 @@ pub(crate) struct LaterBuildArgs {
     pub(crate) provenance: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) sbom: Option<String>,
-    #[arg(long, hide = true)]
-    pub(crate) call: Option<String>,
-    #[arg(long, hide = true)]
-    pub(crate) check: bool,
 }
 
 impl LaterBuildArgs {
@@ -220,8 +222,6 @@ impl LaterBuildArgs {
             ("--attest", !self.attest.is_empty()),
             ("--provenance", wanted(&self.provenance)),
             ("--sbom", wanted(&self.sbom)),
-            ("--call", self.call.as_deref().is_some_and(|call| call != "build")),
-            ("--check", self.check),
         ];
         rows.into_iter().find(|(_, asked)| *asked).map(|(name, _)| name)
     }

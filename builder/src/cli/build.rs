@@ -17,6 +17,7 @@ use kiln_oci::reference::Reference;
 use serde_json::{Map, Value, json};
 
 use super::args::BuildArgs;
+use super::call::Call;
 use super::contexts;
 use super::environment::Environment;
 use super::exit::Exit;
@@ -42,16 +43,20 @@ pub(crate) fn run(session: &Session, args: &BuildArgs) -> Exit {
             warn(&format!("{flag} has no effect in kiln: it is accepted for compatibility with docker build"));
         }
     }
+    match Call::asked(args) {
+        Ok(None) => {}
+        Ok(Some(call)) => return call.run(session, args.metadata_file.as_deref(), mode, &request),
+        Err(failure) => return report.failure(&failure, &super::progress::Summary::default()),
+    }
     let (result, summary) = session.work("Building", mode, |engine| Ok(build(engine, &request)?));
     let finished = match &result {
         Ok(outcome) => finish(args, mode, &request, outcome),
         Err(Failure::Kiln(error)) => write_failed_metadata(args, error),
         Err(_) => Ok(()),
     };
-    match result.and_then(|outcome| finished.map(|()| outcome)) {
-        Ok(outcome) => {
-            let lints: &[_] = if mode == Mode::Quiet { &[] } else { &outcome.warnings };
-            report.success(&summary, lints, Some(&outcome.source));
+    match result.and(finished) {
+        Ok(()) => {
+            report.success(&summary);
             Exit::Success
         }
         Err(failure) => report.failure(&failure, &summary),
@@ -340,7 +345,7 @@ fn write_failed_metadata(args: &BuildArgs, error: &Error) -> Result<(), Failure>
     Ok(())
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<(), Failure> {
+pub(super) fn write_json(path: &Path, value: &Value) -> Result<(), Failure> {
     write_atomically(path, format!("{value:#}").as_bytes())
 }
 

@@ -3,6 +3,7 @@
 mod archive;
 mod args;
 mod build;
+mod call;
 mod clock;
 mod contexts;
 mod environment;

@@ -28,7 +28,7 @@ pub(crate) fn conclude(session: &Session, result: Result<String, Failure>, summa
     let report = session.report(false);
     match result.and_then(|text| write_stdout(&text)) {
         Ok(()) => {
-            report.success(summary, &[], None);
+            report.success(summary);
             Exit::Success
         }
         Err(failure) => report.failure(&failure, summary),

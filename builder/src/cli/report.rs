@@ -147,10 +147,10 @@ impl Report {
     }
 
     /// Prints what a command that succeeded leaves to say.
-    pub(crate) fn success(&self, summary: &Summary, lints: &[Diagnostic], source: Option<&Source>) {
+    pub(crate) fn success(&self, summary: &Summary) {
         let mut out = Vec::new();
         self.write_warnings(&mut out, &summary.warnings);
-        out.extend_from_slice(self.lints(lints, source).as_bytes());
+        self.write_lints(&mut out, summary);
         write_stderr(&out);
     }
 
@@ -160,6 +160,7 @@ impl Report {
         self.write_warnings(&mut out, &summary.warnings);
         if !matches!(failure, Failure::ClosedPipe) {
             self.write_failed(&mut out, &summary.failed);
+            self.write_lints(&mut out, summary);
             out.extend_from_slice(self.text(failure).as_bytes());
         }
         write_stderr(&out);
@@ -189,8 +190,14 @@ impl Report {
         }
     }
 
+    fn write_lints(&self, out: &mut Vec<u8>, summary: &Summary) {
+        if let Some((source, lints)) = &summary.lints {
+            out.extend_from_slice(self.lints(lints, source).as_bytes());
+        }
+    }
+
     /// The lints as buildx lists them.
-    fn lints(&self, lints: &[Diagnostic], source: Option<&Source>) -> String {
+    fn lints(&self, lints: &[Diagnostic], source: &Source) -> String {
         if lints.is_empty() {
             return String::new();
         }
@@ -211,7 +218,7 @@ impl Report {
                     let _ = writeln!(out, "More info: {}", rule.url());
                 }
             }
-            if let (Some(span), Some(source)) = (lint.span, source) {
+            if let Some(span) = lint.span {
                 out.push_str(&source.excerpt(span));
             }
             out.push('\n');

@@ -74,16 +74,16 @@ fn lints_are_listed_as_buildx_does() {
     let source = dockerfile();
     let lint = Diagnostic::lint(Rule::StageNameCasing, "stage name `X` should be lowercase", source.span_of_lines(1, 1));
     assert_eq!(
-        PLAIN.lints(std::slice::from_ref(&lint), Some(&source)),
+        PLAIN.lints(std::slice::from_ref(&lint), &source),
         "\n 1 warning found (use --debug to expand):\n - StageNameCasing: stage name `X` should be lowercase (line 1)\n"
     );
-    let debug = Report { debug: true, ..PLAIN }.lints(&[lint.clone(), lint], Some(&source));
+    let debug = Report { debug: true, ..PLAIN }.lints(&[lint.clone(), lint], &source);
     assert!(debug.starts_with("\n 2 warnings found:\n - StageNameCasing: "), "{debug}");
     assert!(
         debug.contains("More info: https://docs.docker.com/go/dockerfile/rule/stage-name-casing/\nDockerfile:1\n"),
         "{debug}"
     );
-    assert_eq!(PLAIN.lints(&[], None), "");
+    assert_eq!(PLAIN.lints(&[], &source), "");
 }
 
 #[test]

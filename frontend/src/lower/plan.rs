@@ -9,7 +9,7 @@ use kiln_oci::reference::Reference;
 use super::outline::{KnownArg, OutlineArg};
 use super::{BaseRequest, Bases, LowerOptions, NamedKind, context_name};
 use crate::Parsed;
-use crate::diagnostic::{Diagnostic, nearest};
+use crate::diagnostic::{Diagnostic, nearest, suggestion};
 use crate::expand::{Env, Lexer};
 use crate::graph::ContextId;
 use crate::instruction::{Instruction, Kind, Stage, parse_trigger};
@@ -325,7 +325,7 @@ impl<'a> Plan<'a> {
     fn undefined_in_from(&mut self, names: &[String], span: Span) {
         for name in names {
             let mut message = format!("FROM argument '{name}' is not declared");
-            if let Some(known) = nearest(name, self.argument_names()) {
+            if let Some(known) = suggestion(name, self.argument_names()) {
                 message.push_str(&format!(" (did you mean {known}?)"));
             }
             self.lints.push(Diagnostic::lint(Rule::UndefinedArgInFrom, message, span));

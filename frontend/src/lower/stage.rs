@@ -17,7 +17,7 @@ use super::outline::{Captured, KnownArg, OutlineArg};
 use super::plan::{Base, Command, Node, Plan, build_arg};
 use super::text::{list, quote_health, quote_list, step_name, upper_first_word};
 use super::{Bases, LowerOptions, ports, validate};
-use crate::diagnostic::{Diagnostic, nearest};
+use crate::diagnostic::{Diagnostic, suggestion};
 use crate::expand::{Env, Expansion, Lexer, split_pair};
 use crate::graph::{ContextId, ContextOp, CopyFrom, Graph, ImageOp, Input, Op, Vertex, VertexId, WorkdirOp};
 use crate::instruction::{Arg, CommandLine, HealthcheckSpec, Instruction, Kind, Pair};
@@ -383,7 +383,8 @@ impl Lowering<'_> {
         let mut all = Vec::new();
         for text in texts {
             // The result is split again, so that one variable can hold several ports.
-            for word in self.expand(stage, i, Lexer::new(self.escape), text)?.words {
+            // BuildKit checks no variables here.
+            for word in super::plan::expand(Lexer::new(self.escape), text, &stage.env, i.span)?.words {
                 let parsed = ports::parse(&word).map_err(Diagnostic::error)?;
                 if parsed.odd_case {
                     let message = format!("Defined protocol '{word}' in EXPOSE instruction should be lowercase");
@@ -449,7 +450,7 @@ impl Lowering<'_> {
                 continue;
             }
             let mut message = format!("Usage of undefined variable '${name}'");
-            if let Some(known) = nearest(name, stage.env.names()) {
+            if let Some(known) = suggestion(name, stage.env.names()) {
                 message.push_str(&format!(" (did you mean ${known}?)"));
             }
             self.lints.push(Diagnostic::lint(Rule::UndefinedVar, message, i.span));

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use kiln::event::Event;
 
-pub(crate) use trace::FailedTask;
 use trace::Trace;
+pub(crate) use trace::{FailedTask, Lints};
 
 /// The terminal is redrawn at most once in this time.
 const FRAME: Duration = Duration::from_millis(100);
@@ -82,6 +82,8 @@ pub(crate) struct Summary {
     pub(crate) failed: Vec<FailedTask>,
     /// Warnings that were not shown.
     pub(crate) warnings: Vec<String>,
+    /// What the build checks said, and about which Dockerfile.
+    pub(crate) lints: Option<Lints>,
 }
 
 /// A display that runs on a thread of its own.
@@ -138,14 +140,15 @@ fn watch(mode: Mode, style: &Style, source: &Source) -> Summary {
             while let Some(events) = source.next(IDLE) {
                 events.for_each(|event| trace.apply(&event));
             }
-            Summary { failed: trace.failed(), warnings: trace.warnings }
+            // Who asked for silence does not want to hear of lints.
+            Summary { failed: trace.failed(), warnings: trace.warnings, lints: None }
         }
     }
 }
 
 /// What is left to say after a display that showed the warnings as they came.
-fn summary(trace: &Trace) -> Summary {
-    Summary { failed: trace.failed(), warnings: Vec::new() }
+fn summary(trace: Trace) -> Summary {
+    Summary { failed: trace.failed(), warnings: Vec::new(), lints: trace.lints }
 }
 
 fn watch_plain(source: &Source) -> Summary {
@@ -163,7 +166,7 @@ fn watch_plain(source: &Source) -> Summary {
     }
     plain.finish(&trace, clock.elapsed(), &mut out);
     write_stderr(&mut out);
-    summary(&trace)
+    summary(trace)
 }
 
 fn watch_raw_json(source: &Source) -> Summary {
@@ -177,7 +180,8 @@ fn watch_raw_json(source: &Source) -> Summary {
             write_stderr(&mut out);
         }
     }
-    summary(&trace)
+    // The lints were among the JSON.
+    Summary { lints: None, ..summary(trace) }
 }
 
 fn watch_tty(style: &Style, source: &Source) -> Summary {
@@ -198,7 +202,7 @@ fn watch_tty(style: &Style, source: &Source) -> Summary {
     }
     painter.paint(&tty::frame(&trace, clock.elapsed(), terminal_size(), style, true), &mut out);
     write_stderr(&mut out);
-    summary(&trace)
+    summary(trace)
 }
 
 fn terminal_size() -> tty::Size {

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use kiln::event::{Event, Outcome, TaskId};
+use kiln_frontend::{Diagnostic, Source};
 use kiln_oci::digest::Digest;
 use serde_json::{Map, Value, json};
 
@@ -39,14 +40,33 @@ pub(crate) fn write(event: &Event, trace: &Trace, zero: SystemTime, out: &mut Ve
             json!({ "statuses": [value] })
         }
         Event::Warning { task, message } => {
-            let short = base64::engine::general_purpose::STANDARD.encode(message);
+            let short = base64(message);
             json!({ "warnings": [{ "vertex": task.map(digest).unwrap_or_default(), "level": 1, "short": short }] })
         }
+        Event::Lints { source, lints } => json!({ "warnings": lints.iter().map(|l| lint(source, l)).collect::<Vec<_>>() }),
     };
     // A value that was built here has only string keys and finite numbers.
     if serde_json::to_writer(&mut *out, &object).is_ok() {
         out.push(b'\n');
     }
+}
+
+fn base64(text: &str) -> String {
+    base64::engine::general_purpose::STANDARD.encode(text)
+}
+
+fn lint(source: &Source, lint: &Diagnostic) -> Value {
+    let rule = lint.rule.map(|rule| format!("{}: ", rule.name())).unwrap_or_default();
+    let place = lint.span.map(|span| format!(" (line {})", span.first_line)).unwrap_or_default();
+    let line = |number: u32| json!({ "start": { "line": number }, "end": { "line": number } });
+    json!({
+        "level": 1,
+        "short": base64(&format!("{rule}{}{place}", lint.message)),
+        "detail": lint.rule.map(|rule| base64(rule.description())).into_iter().collect::<Vec<_>>(),
+        "url": lint.rule.map(|rule| rule.url()).unwrap_or_default(),
+        "sourceInfo": { "filename": source.name(), "data": base64(source.text()), "language": "Dockerfile" },
+        "range": lint.span.map(|span| (span.first_line..=span.last_line).map(line).collect::<Vec<_>>()),
+    })
 }
 
 /// BuildKit names vertices by digest; here one is made of the number.

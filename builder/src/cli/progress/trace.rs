@@ -1,9 +1,11 @@
 //! Hides how a stream of events becomes a picture of the build: what runs, how far it is, what it said last.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kiln::event::{Event, Outcome, TaskId};
+use kiln_frontend::{Diagnostic, Source};
 
 /// No kept line of a log is longer than this: what is kept is for looking back, the stream itself is never cut.
 const LONGEST_KEPT_LINE: usize = 16 * 1024;
@@ -16,7 +18,12 @@ pub(crate) struct Trace {
     keep_lines: usize,
     /// Warnings that belong to no task.
     pub(crate) warnings: Vec<String>,
+    /// What the build checks said, and about which Dockerfile.
+    pub(crate) lints: Option<Lints>,
 }
+
+/// What the build checks said, and about which Dockerfile.
+pub(crate) type Lints = (Arc<Source>, Vec<Diagnostic>);
 
 /// One task.
 #[derive(Debug)]
@@ -54,7 +61,7 @@ pub(crate) struct FailedTask {
 impl Trace {
     /// A picture of nothing that remembers `keep_lines` lines of each task's log.
     pub(crate) fn new(keep_lines: usize) -> Self {
-        Self { tasks: Vec::new(), index: HashMap::new(), keep_lines, warnings: Vec::new() }
+        Self { tasks: Vec::new(), index: HashMap::new(), keep_lines, warnings: Vec::new(), lints: None }
     }
 
     /// The tasks in the order in which they began.
@@ -101,6 +108,7 @@ impl Trace {
                 Some(state) => state.warnings.push(message.clone()),
                 None => self.warnings.push(message.clone()),
             },
+            Event::Lints { source, lints } => self.lints = Some((Arc::clone(source), lints.clone())),
             Event::Finished { task, outcome, at } => {
                 if let Some(state) = self.get_mut(*task) {
                     state.ended = Some((*at, outcome.clone()));
