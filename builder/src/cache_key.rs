@@ -15,24 +15,44 @@
 //! | parent | every step | what the step builds on |
 //! | arguments, in order | RUN | what is run |
 //! | environment, in order, with ARGs in scope | RUN | a command may read any of it |
-//! | working folder, user | RUN, WORKDIR | as whom and where it runs; who owns what is made |
-//! | network and security mode, host name | RUN | a command may see them |
+//! | working folder | RUN, WORKDIR | where it runs; what is made |
+//! | user | RUN, WORKDIR | as whom it runs; who owns what is made |
+//! | network mode | RUN | a command may see it |
+//! | security mode | RUN | likewise |
+//! | host name | RUN | likewise |
 //! | names of extra hosts, not their addresses | RUN | as BuildKit: addresses are the machine's |
-//! | mounts: kind, target, source, writable | RUN | what the command finds there |
-//! | a bind mount's files, a cache mount's seed | RUN | likewise; by content where the content is known |
+//! | mounts, in order: kind, target, source, writable, size | RUN | what the command finds there |
+//! | a bind mount's files | RUN | likewise; by content where the content is known |
+//! | a cache mount's seed, and mode and owner of a new one | RUN | likewise |
 //! | a secret's or agent's id, target, variable, mode, owner, `required` | RUN | which one the command finds there; never its value |
 //! | here-document files: path, bytes, mode | RUN | they are input |
 //! | the selected files: path below the source, type, mode, owner, size, link, xattrs, bytes | COPY, ADD | exactly what is copied |
 //! | destination and whether it is a folder | COPY, ADD | where it goes |
-//! | `--chown`, `--chmod`, `--link`, `--parents`, `--unpack`, ADD or COPY | COPY, ADD | how it arrives |
+//! | `--chown` | COPY, ADD | how it arrives |
+//! | `--chmod` | COPY, ADD | likewise |
+//! | `--link` | COPY, ADD | likewise |
+//! | `--parents` | COPY | likewise |
+//! | `--unpack` | ADD | likewise |
+//! | ADD or COPY | COPY, ADD | likewise |
 //! | in-line files: name and bytes | COPY, ADD | what is written |
+//! | of an http address: the file's name, bytes and the time the server gives it | ADD | likewise |
 //! | of a git repository: the commit, the folder in it, whether submodules and `.git` come too | ADD | what is copied |
 //! | all files of a named context | FROM of one | what the stage starts from |
 //!
-//! Not in any key: names of stages and of images (the layers' digests count), a context's folder and its parents,
-//! modification times, proxy variables that were not declared, the id and sharing mode of a cache mount, the values of secrets,
-//! whether an optional one was given, credentials of ADD, the size of `/dev/shm`, limits of processes, the clock, and anything
-//! else of the machine.
+//! | in no key | why |
+//! |---|---|
+//! | what only the configuration holds | no file depends on it |
+//! | names of stages and of images | the layers' digests count |
+//! | a context's folder and its parents | the same files are the same |
+//! | modification times and owners in a context | as BuildKit: a checkout changes them |
+//! | proxy variables that were not declared | they are the machine's |
+//! | id and sharing mode of a cache mount | what it holds is in no result |
+//! | a secret's value, and whether an optional one was given | a key must tell nothing about it |
+//! | credentials of ADD | likewise |
+//! | the size of `/dev/shm`, limits of processes | they are the machine's |
+//! | the form of the text: blanks, comments, case of keywords | what counts is what is meant |
+//!
+//! `builder/tests/it/cache_rows.rs` has a test for each row that a build can show; the others are tested beside this file.
 
 use std::fmt;
 
@@ -189,6 +209,7 @@ fn exec(mut fields: Fields, op: &ExecOp, mounts: &[Identity]) -> Fields {
                 .text("mount", "cache")
                 .bytes("source", cache.source.as_bytes())
                 .flag("seeded", cache.from.is_some())
+                .text("attributes", &format!("{:o} {} {}", cache.mode, cache.uid, cache.gid))
                 .flag("readonly", cache.readonly),
             MountKind::Tmpfs { size } => fields.text("mount", "tmpfs").text("size", &format!("{size:?}")),
             MountKind::Secret(secret) => fields
@@ -236,7 +257,11 @@ struct Fields(blake3::Hasher);
 
 impl Fields {
     fn new(what: &str) -> Self {
-        Self(blake3::Hasher::new()).text("format", FORMAT).text("what", what)
+        Self::of(FORMAT, what)
+    }
+
+    fn of(format: &str, what: &str) -> Self {
+        Self(blake3::Hasher::new()).text("format", format).text("what", what)
     }
 
     fn bytes(mut self, name: &str, value: &[u8]) -> Self {
@@ -259,3 +284,6 @@ impl Fields {
         Identity(*self.0.finalize().as_bytes())
     }
 }
+
+#[cfg(test)]
+mod tests;

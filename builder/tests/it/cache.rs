@@ -9,7 +9,7 @@ use crate::support::home::{Home, Outcome};
 use crate::support::lab;
 
 /// The steps that a plain log shows, by the instruction's text, and whether each came from the cache.
-fn cached_steps(outcome: &Outcome) -> Vec<(String, bool)> {
+pub(crate) fn cached_steps(outcome: &Outcome) -> Vec<(String, bool)> {
     let mut steps: Vec<(String, String, bool)> = Vec::new();
     for line in outcome.stderr.lines() {
         let Some((number, rest)) = line.split_once(' ').filter(|(n, _)| n.starts_with('#')) else { continue };

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "this is a test program")]
 
 mod cache;
+mod cache_rows;
 mod call;
 mod cli;
 mod comparer;
