@@ -102,10 +102,17 @@ pub enum ExpandError {
     /// `${a:-${a:-…` beyond [`MAX_DEPTH`].
     #[error("substitutions are nested more than {MAX_DEPTH} deep")]
     TooDeep,
+    /// `${a//…/${a//…` and its kin beyond [`MAX_GROWTH`].
+    #[error("substitutions make more than {} MiB of text", MAX_GROWTH >> 20)]
+    TooLong,
 }
 
 /// How deep substitutions may nest; BuildKit has no limit but its stack.
 pub const MAX_DEPTH: usize = 200;
+
+/// How many bytes the variables of one word may stand for; BuildKit has no limit but its memory. Each level of
+/// `${a//b/${a//b/…}}` multiplies, so that a line of text could fill any.
+pub const MAX_GROWTH: usize = 1 << 20;
 
 /// How to expand.
 #[derive(Debug, Clone, Copy)]
@@ -141,6 +148,7 @@ impl Lexer {
             at: 0,
             raw_escapes: self.raw_escapes,
             depth: 0,
+            growth: 0,
             matched: BTreeSet::new(),
             unmatched: BTreeSet::new(),
         };
@@ -180,6 +188,8 @@ struct Walk<'a> {
     at: usize,
     raw_escapes: bool,
     depth: usize,
+    /// What variables have stood for so far.
+    growth: usize,
     matched: BTreeSet<String>,
     unmatched: BTreeSet<String>,
 }
@@ -312,6 +322,12 @@ impl Walk<'_> {
     }
 
     fn dollar(&mut self) -> Result<String, ExpandError> {
+        let value = self.variable()?;
+        self.growth += value.len();
+        if self.growth > MAX_GROWTH { Err(ExpandError::TooLong) } else { Ok(value) }
+    }
+
+    fn variable(&mut self) -> Result<String, ExpandError> {
         self.at += 1;
         if self.peek() != Some('{') {
             let name = self.name();
@@ -422,6 +438,9 @@ impl Walk<'_> {
             // An empty match right behind the last one is none, as in Go's `ReplaceAllString`.
             if end > copied || start == 0 {
                 out.push_str(&replacement);
+                if out.len() > MAX_GROWTH {
+                    return Err(ExpandError::TooLong);
+                }
             }
             copied = end;
             from = if end > from { end } else { from + 1 };
@@ -528,7 +547,10 @@ impl Pattern {
 
     /// The first, longest match at or after `from`.
     fn find(&self, text: &[char], from: usize) -> Option<(usize, usize)> {
-        (from..=text.len()).find_map(|start| self.prefix(&text[start..], true).map(|len| (start, start + len)))
+        // What stands behind a star is found behind the first place for what stands before it, or behind none.
+        let first = self.pieces.first()?;
+        let start = (from..=text.len()).find(|at| fits(first, &text[*at..]))?;
+        self.prefix(&text[start..], true).map(|len| (start, start + len))
     }
 }
 

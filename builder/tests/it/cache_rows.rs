@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::cache::cached_steps;
 use crate::support::home::{Home, finish};
-use crate::support::lab::{self, FileServer, GitServer, workspace};
+use crate::support::lab::{self, FolderServer, workspace};
 
 const HIT: bool = true;
 const MISS: bool = false;
@@ -363,8 +363,8 @@ fn image(name: &str) -> String {
 /// The servers that rows add from, and the home that they share.
 struct Lab {
     home: Home,
-    http: FileServer,
-    git: GitServer,
+    http: FolderServer,
+    git: FolderServer,
 }
 
 impl Lab {
@@ -374,7 +374,7 @@ impl Lab {
         let repositories = home.path("git");
         fs::create_dir(&repositories).unwrap();
         sh(&repositories, "git init -q -b main sub && cd sub && echo x > x && git add . && git commit -qm sub");
-        let (http, git) = (FileServer::start(&home.path("served")), GitServer::start(&repositories));
+        let (http, git) = (FolderServer::files(&home.path("served")), FolderServer::git(&repositories));
         Lab { home, http, git }
     }
 

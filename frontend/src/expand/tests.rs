@@ -146,6 +146,27 @@ fn nesting_is_bounded() {
     assert_eq!(Lexer::new('\\').expand(&deep, &env()).unwrap_err(), ExpandError::TooDeep);
 }
 
+/// Found by fuzzing: each level multiplies the length.
+#[test]
+fn growth_is_bounded() {
+    let mut env = env();
+    env.set("TEN", "0123456789");
+    let word = format!("{}x{}", "${TEN//?/".repeat(40), "}".repeat(40));
+    assert_eq!(Lexer::new('\\').expand(&word, &env).unwrap_err(), ExpandError::TooLong);
+    env.set("LONG", &"x".repeat(MAX_GROWTH / 2));
+    assert_eq!(Lexer::new('\\').expand("$LONG$LONG", &env).unwrap().text.len(), MAX_GROWTH);
+    assert_eq!(Lexer::new('\\').expand("$LONG$LONG$TEN", &env).unwrap_err(), ExpandError::TooLong);
+}
+
+/// A pattern is looked for in linear time, even where it has stars and isn't found.
+#[test]
+fn searching_is_quick() {
+    let mut env = env();
+    env.set("LONG", &"a".repeat(MAX_GROWTH / 2));
+    let got = Lexer::new('\\').expand("${LONG//a*b/x}", &env).unwrap();
+    assert_eq!(got.text.len(), MAX_GROWTH / 2);
+}
+
 #[test]
 fn setting_again_moves_to_the_end() {
     let mut env = Env::from_texts(["A=1", "B=2", "C"]);
