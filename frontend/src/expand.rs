@@ -237,6 +237,11 @@ impl Walk<'_> {
                     text.push_str(&value);
                     words.word.push_str(&value);
                 }
+                '<' => {
+                    let value = self.possible_heredoc();
+                    text.push_str(&value);
+                    words.word.push_str(&value);
+                }
                 _ if c == self.lexer.escape => {
                     self.at += 1;
                     if self.raw_escapes {
@@ -260,6 +265,19 @@ impl Walk<'_> {
             Some(stop) => Err(ExpandError::Missing(stop, "")),
             None => Ok((text, words.finish())),
         }
+    }
+
+    /// `<`, or `<<` with the blanks behind it, which don't end the word: a here-document's delimiter may come after them.
+    fn possible_heredoc(&mut self) -> String {
+        let begin = self.at;
+        self.at += 1;
+        if self.peek() == Some('<') {
+            self.at += 1;
+            while self.peek().is_some_and(|c| c.is_ascii_whitespace()) {
+                self.at += 1;
+            }
+        }
+        self.chars[begin..self.at].iter().collect()
     }
 
     fn single_quote(&mut self) -> Result<String, ExpandError> {

@@ -137,7 +137,13 @@ mod tests {
             ("RUN echo \"<<EOF\"", &[]),
             ("RUN echo 'x <<EOF", &[]),
             ("RUN echo $((1<<2))", &[]),
-            ("RUN x=$((1 << 2))", &[]),
+            ("RUN cat << EOF", &["EOF"]),
+            ("RUN cat 3<< \t 'E F' > x", &["E F"]),
+            ("RUN cat <<- EOF", &[]),
+            ("RUN cat <<", &[]),
+            ("RUN cat < <x <<< EOF", &[]),
+            // BuildKit takes this for one, too.
+            ("RUN x=$((1 << 2))", &["2))"]),
         ];
         for (line, want) in rows {
             let got: Vec<String> = Heredoc::announced(line).unwrap().into_iter().map(|h| h.name).collect();

@@ -30,7 +30,7 @@ fn every_case_is_what_buildkit_makes() {
         let path = case.expected();
         let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e} (make record writes it)", path.display()))?;
         let wanted: Vec<String> = text.lines().filter(|l| !l.starts_with("# ")).map(str::to_owned).collect();
-        let found = expected::lines(&image, started, &case.replace, &case.ignore)?;
+        let found = expected::lines(&image, &case.replace, &case.ignore)?;
         Ok(expected::differences(&wanted, &found, 40))
     });
 }
@@ -41,13 +41,13 @@ fn every_case_is_what_buildkit_makes() {
 #[ignore = "writes testdata; make record runs it"]
 fn record() {
     let (peer, name) = lab::newest();
-    report(|case, started| {
+    report(|case, _| {
         if case.live || case.by_hand.is_some() {
             return Ok(Vec::new());
         }
         let header = format!("# recorded from {name}\n");
         let text = match newest(&peer, case) {
-            Ok(image) if case.fails.is_none() => expected::lines(&image, started, &case.replace, &case.ignore)?.join("\n") + "\n",
+            Ok(image) if case.fails.is_none() => expected::lines(&image, &case.replace, &case.ignore)?.join("\n") + "\n",
             Ok(_) => return Err("the peer builds it, but the case says that it fails".to_owned()),
             Err(said) if case.fails.is_some() => {
                 let error = said.lines().rev().find(|l| l.starts_with("ERROR")).unwrap_or_default();

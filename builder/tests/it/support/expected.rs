@@ -15,11 +15,10 @@
 //! ```
 //!
 //! A layer's lines are the paths that are something else after it than before, so it doesn't matter whether a folder was
-//! emptied by one opaque mark or by a whiteout for each name. Times are written only for files older than the build, since
-//! only a copy can have made those. Digests of layers, and the moment of creation, are never written.
+//! emptied by one opaque mark or by a whiteout for each name. Times are written only for files older than any build of kiln
+//! ([`OLDEST_BUILD`]), since only a copy can have made those. Digests of layers, and the moment of creation, are never written.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use kiln_oci::digest::Digest;
 use serde_json::Value;
@@ -28,21 +27,19 @@ use super::archive::Image;
 use super::compare::{Merged, Node};
 use super::lab;
 
-/// The lines of `image`, built after `started`. `replace` pairs a text that differs from run to run, such as a port, with
+/// In seconds (2025-06-15). The time when the build at hand began would not do: BuildKit takes the file that it made of a
+/// here-document from its cache even with `--no-cache`.
+const OLDEST_BUILD: i64 = 1_750_000_000;
+
+/// The lines of `image`. `replace` pairs a text that differs from run to run, such as a port, with
 /// what is written for it. Paths in `ignore` are left out with all below them.
-pub(crate) fn lines(
-    image: &Image,
-    started: SystemTime,
-    replace: &[(String, String)],
-    ignore: &[String],
-) -> Result<Vec<String>, String> {
+pub(crate) fn lines(image: &Image, replace: &[(String, String)], ignore: &[String]) -> Result<Vec<String>, String> {
     let mut lines = configuration(&image.config);
     lines.extend(history(&image.config));
     let ids: Vec<&str> = image.config["rootfs"]["diff_ids"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     if ids.len() != image.layers.len() {
         return Err(format!("{} diff_ids for {} layers", ids.len(), image.layers.len()));
     }
-    let started = started.duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs() as i64);
     let (mut merged, mut before) = (Merged::default(), BTreeMap::new());
     for (number, (id, layer)) in ids.iter().zip(&image.layers).enumerate() {
         if Digest::of(layer).to_string() != *id {
@@ -54,7 +51,7 @@ pub(crate) fn lines(
             Some(base) => lines.push(format!("layer of the {base} base")),
             None => {
                 lines.push("layer".to_owned());
-                changes(&before, &after, started, ignore, &mut lines);
+                changes(&before, &after, ignore, &mut lines);
             }
         }
         before = after;
@@ -149,18 +146,12 @@ fn history(config: &Value) -> Vec<String> {
 }
 
 /// The paths that differ between two trees, sorted.
-fn changes(
-    before: &BTreeMap<Vec<u8>, Node>,
-    after: &BTreeMap<Vec<u8>, Node>,
-    started: i64,
-    ignore: &[String],
-    lines: &mut Vec<String>,
-) {
+fn changes(before: &BTreeMap<Vec<u8>, Node>, after: &BTreeMap<Vec<u8>, Node>, ignore: &[String], lines: &mut Vec<String>) {
     let show = |path: &[u8]| format!("/{}", path.escape_ascii());
     let mut found = BTreeMap::new();
     for (path, node) in after {
-        let line = line(&show(path), path, node, started);
-        if before.get(path).is_none_or(|old| self::line(&show(path), path, old, started) != line) {
+        let line = line(&show(path), path, node);
+        if before.get(path).is_none_or(|old| self::line(&show(path), path, old) != line) {
             found.insert(path, line);
         }
     }
@@ -178,7 +169,7 @@ fn changes(
     lines.extend(found.into_iter().filter(|(path, _)| !path.is_empty() && !ignored(path)).map(|(_, line)| line));
 }
 
-fn line(shown: &str, path: &[u8], node: &Node, started: i64) -> String {
+fn line(shown: &str, path: &[u8], node: &Node) -> String {
     if node.first_name != path {
         return format!("  hard {shown} = /{}", node.first_name.escape_ascii());
     }
@@ -191,7 +182,7 @@ fn line(shown: &str, path: &[u8], node: &Node, started: i64) -> String {
                 (None, Some(digest)) => digest.hex()[..16].to_owned(),
                 (None, None) => String::new(),
             };
-            let time = if node.mtime < started { format!(" mtime {}", node.mtime) } else { String::new() };
+            let time = if node.mtime < OLDEST_BUILD { format!(" mtime {}", node.mtime) } else { String::new() };
             format!("  file {facts} {} {content}{time}", node.size)
         }
         "symlink" => format!("  link {facts} -> {}", node.link.escape_ascii()),
