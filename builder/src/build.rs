@@ -333,7 +333,8 @@ fn export(
         None => Vec::new(),
     };
     task.status("exporting layers", 0, None);
-    let wants_blobs = request.push || !request.outputs.is_empty();
+    // A manifest is the only place where annotations can be.
+    let wants_blobs = request.push || !request.outputs.is_empty() || !request.annotations.is_empty();
     let diff_ids = std::thread::scope(|scope| {
         // The name at the end waits until everything is on disk; what new layers hold can get there while they are packed.
         let is_new = layers.iter().any(|layer| layer.diff_id.is_none());
@@ -373,7 +374,7 @@ fn export(
     };
     let mut manifest = None;
     if wants_blobs {
-        let packed = transfer::packed_image(engine, &mut record, Compression::Gzip, task)?;
+        let packed = transfer::packed_image(engine, &mut record, &request.annotations, Compression::Gzip, task)?;
         manifest = Some(packed.descriptor.clone());
         for output in &request.outputs {
             write_output(engine, request, output, &packed, task)?;

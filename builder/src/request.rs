@@ -1,5 +1,6 @@
 //! Hides nothing: what a build is to do, after the command line's flags became meaning.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -34,6 +35,8 @@ pub struct BuildRequest {
     pub limits: Vec<Limit>,
     /// Secrets, agents and rights that RUN and ADD may use.
     pub grants: Grants,
+    /// What is written beside the image.
+    pub annotations: Annotations,
     /// Names for the image in the store.
     pub tags: Vec<Reference>,
     /// Whether the tags are pushed to their registries when the image is complete.
@@ -132,6 +135,22 @@ pub struct Caching {
     pub disabled_stages: Vec<String>,
     /// `--pull`: ask the registry what a tag means now, even when the store knows an image of that name.
     pub pull: bool,
+}
+
+/// What is written beside an image (OCI image specification, "Annotations").
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Annotations {
+    /// Into its manifest.
+    pub manifest: BTreeMap<String, String>,
+    /// Into the descriptor that names the manifest.
+    pub descriptor: BTreeMap<String, String>,
+}
+
+impl Annotations {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.manifest.is_empty() && self.descriptor.is_empty()
+    }
 }
 
 /// A file to write the image to.

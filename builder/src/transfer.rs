@@ -22,6 +22,7 @@ use crate::error::{Error, ImageError};
 use crate::event::Task;
 use crate::export::pack;
 use crate::ops::source::fetch_layer;
+use crate::request::Annotations;
 
 /// How many blobs travel at once, as Docker does it.
 const TRANSFERS: usize = 5;
@@ -96,7 +97,7 @@ pub(crate) fn push_in(engine: &Engine, reference: &Reference, task: &Task) -> Re
         return Err(Error::Image(ImageError::NotFound { name: reference.familiar() }));
     };
     let repository = Repository::from(reference);
-    let packed = packed_image(engine, &mut record, Compression::Gzip, task)?;
+    let packed = packed_image(engine, &mut record, &Annotations::default(), Compression::Gzip, task)?;
     task.status("pushing layers", 0, None);
     side_by_side(&packed.layers, |(layer, blob)| {
         engine.check()?;
@@ -131,10 +132,12 @@ pub(crate) struct PackedImage {
     pub(crate) layers: Vec<(LayerRecord, Descriptor)>,
 }
 
-/// Packs what isn't packed yet and writes the manifest down, so that the next push or save finds both.
+/// Packs what isn't packed yet and writes the manifest down, so that the next push or save finds both. Annotations that an
+/// earlier manifest of the image has stay, unless new ones are given.
 pub(crate) fn packed_image(
     engine: &Engine,
     record: &mut ImageRecord,
+    annotations: &Annotations,
     compression: Compression,
     task: &Task,
 ) -> Result<PackedImage, Error> {
@@ -143,15 +146,19 @@ pub(crate) fn packed_image(
         Some(top) => engine.store.layers().chain(top)?,
         None => Vec::new(),
     };
+    let mut annotations = annotations.clone();
     if let Some(descriptor) = &record.manifest
         && engine.store.blobs().has(&descriptor.digest)
         && let Ok(manifest) = Raw::<Manifest>::parse(engine.store.blobs().read(&descriptor.digest, MAX_DOCUMENT)?)
-        && manifest.value().layers.len() == layers.len()
-        && fits(engine, &manifest, &layers, compression)
+        && annotations.is_empty()
     {
-        let descriptor = descriptor.clone();
-        let layers = layers.into_iter().zip(manifest.value().layers.clone()).collect();
-        return Ok(PackedImage { config, manifest, descriptor, layers });
+        if manifest.value().layers.len() == layers.len() && fits(engine, &manifest, &layers, compression) {
+            let descriptor = descriptor.clone();
+            let layers = layers.into_iter().zip(manifest.value().layers.clone()).collect();
+            return Ok(PackedImage { config, manifest, descriptor, layers });
+        }
+        annotations.manifest.clone_from(&manifest.value().annotations);
+        annotations.descriptor.clone_from(&descriptor.annotations);
     }
     task.status("exporting layers", 0, None);
     let mut blobs = Vec::with_capacity(layers.len());
@@ -159,8 +166,9 @@ pub(crate) fn packed_image(
         blobs.push(pack::packed(engine, layer, compression, task)?.0);
     }
     task.status_done("exporting layers", 0, None);
-    let manifest = pack::manifest(&config, &blobs)?;
-    let descriptor = Descriptor::of(media_type::OCI_MANIFEST, manifest.bytes());
+    let manifest = pack::manifest(&config, &blobs, annotations.manifest)?;
+    let mut descriptor = Descriptor::of(media_type::OCI_MANIFEST, manifest.bytes());
+    descriptor.annotations = annotations.descriptor;
     engine.store.blobs().put_bytes(manifest.bytes())?;
     task.status_done(&format!("exporting manifest {}", descriptor.digest), 0, None);
     record.manifest = Some(descriptor.clone());

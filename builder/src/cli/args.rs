@@ -103,6 +103,10 @@ pub(crate) struct BuildArgs {
     /// Set metadata for an image
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<String>,
+    /// Add annotation to the image (format: `[TYPE[PLATFORM],...:]key=value`, where TYPE is manifest, manifest-descriptor, index or
+    /// index-descriptor)
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) annotation: Vec<String>,
     /// Push the image to the registries of its names
     #[arg(long)]
     pub(crate) push: bool,
@@ -203,8 +207,6 @@ pub(crate) struct IgnoredBuildArgs {
 #[derive(Debug, Args, Default)]
 pub(crate) struct LaterBuildArgs {
     #[arg(long, hide = true)]
-    pub(crate) annotation: Vec<String>,
-    #[arg(long, hide = true)]
     pub(crate) attest: Vec<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) provenance: Option<String>,
@@ -217,12 +219,8 @@ impl LaterBuildArgs {
     pub(crate) fn asked(&self) -> Option<&'static str> {
         let wanted =
             |value: &Option<String>| value.as_deref().is_some_and(|value| !matches!(value, "false" | "0" | "disabled=true"));
-        let rows = [
-            ("--annotation", !self.annotation.is_empty()),
-            ("--attest", !self.attest.is_empty()),
-            ("--provenance", wanted(&self.provenance)),
-            ("--sbom", wanted(&self.sbom)),
-        ];
+        let rows =
+            [("--attest", !self.attest.is_empty()), ("--provenance", wanted(&self.provenance)), ("--sbom", wanted(&self.sbom))];
         rows.into_iter().find(|(_, asked)| *asked).map(|(name, _)| name)
     }
 }

@@ -16,6 +16,7 @@ use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
 use serde_json::{Map, Value, json};
 
+use super::annotations;
 use super::args::BuildArgs;
 use super::call::Call;
 use super::contexts;
@@ -128,6 +129,9 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
     if exports.push && exports.tags.is_empty() {
         return Err(Failure::usage_hint("a name is needed to push the image", "use `--tag NAME`"));
     }
+    let platform = platform(args, environment)?;
+    let leaves_kiln = exports.push || !exports.outputs.is_empty();
+    let annotations = annotations::parse(&args.annotation, &platform, leaves_kiln)?;
     Ok(BuildRequest {
         context,
         named_contexts,
@@ -136,7 +140,7 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
             build_args,
             target: args.target.clone(),
             labels,
-            platform: platform(args, environment)?,
+            platform,
             proxy_args,
             network: network(args.network.as_deref())?,
         },
@@ -149,6 +153,7 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
             .transpose()?,
         limits: args.ulimit.iter().map(|text| limit(text)).collect::<Result<_, _>>()?,
         grants: grants(args, environment)?,
+        annotations,
         tags: exports.tags,
         push: exports.push,
         git: GitEnvironment(

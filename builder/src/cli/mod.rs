@@ -1,5 +1,6 @@
 //! Hides the command line from the library: what was typed, what is shown, how the process ends.
 
+mod annotations;
 mod archive;
 mod args;
 mod build;

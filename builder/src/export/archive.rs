@@ -16,7 +16,7 @@ use crate::engine::Engine;
 use crate::error::{Error, ImageError};
 use crate::event::Task;
 use crate::ops::source::fetch_layer;
-use crate::request::ArchiveFormat;
+use crate::request::{Annotations, ArchiveFormat};
 use crate::transfer::{PackedImage, packed_image};
 
 /// An image in an archive.
@@ -41,7 +41,7 @@ fn save_in(engine: &Engine, names: &[Reference], format: ArchiveFormat, dest: Op
         let Some(mut record) = engine.store.images().get(name)? else {
             return Err(Error::Image(ImageError::NotFound { name: name.familiar() }));
         };
-        images.push(packed_image(engine, &mut record, Compression::Gzip, task)?);
+        images.push(packed_image(engine, &mut record, &Annotations::default(), Compression::Gzip, task)?);
     }
     let members: Vec<Member<'_>> =
         names.iter().zip(&images).map(|(name, image)| Member { names: vec![name.clone()], image }).collect();

@@ -134,7 +134,7 @@ impl Archive {
                 layers.push(self.layer(engine, &path)?);
             }
             let raw = read_config(engine, &config.digest)?;
-            let manifest = pack::manifest(&raw, &layers)?;
+            let manifest = pack::manifest(&raw, &layers, BTreeMap::new())?;
             let mut names = Vec::new();
             for tag in item.repo_tags.unwrap_or_default() {
                 names.push(Reference::parse(&tag).map_err(|e| self.invalid(e.to_string()))?);

@@ -10,6 +10,7 @@ use kiln_store::layer::{PackOptions, pack_compressed};
 use kiln_store::rootdir::RootDir;
 use kiln_store::{BaseLayer, LayerKind, LayerRecord, PackedBlob};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 use crate::engine::Engine;
 use crate::error::{Error, ImageError};
@@ -82,7 +83,11 @@ fn open_diff(engine: &Engine, layer: &LayerRecord) -> Result<RootDir, Error> {
 }
 
 /// The OCI manifest of an image whose layers are packed.
-pub fn manifest(config: &Raw<ImageConfig>, layers: &[Descriptor]) -> Result<Raw<Manifest>, Error> {
+pub fn manifest(
+    config: &Raw<ImageConfig>,
+    layers: &[Descriptor],
+    annotations: BTreeMap<String, String>,
+) -> Result<Raw<Manifest>, Error> {
     let config = Descriptor::new(media_type::OCI_CONFIG, config.digest(), config.bytes().len() as u64);
     let layers = layers.iter().map(|layer| {
         let mut layer = layer.clone();
@@ -94,7 +99,7 @@ pub fn manifest(config: &Raw<ImageConfig>, layers: &[Descriptor]) -> Result<Raw<
         media_type: Some(media_type::OCI_MANIFEST.to_owned()),
         config,
         layers: layers.collect(),
-        annotations: std::collections::BTreeMap::new(),
+        annotations,
         extra: serde_json::Map::new(),
     };
     Raw::write(manifest).map_err(|e| Error::Image(ImageError::Invalid { name: "manifest".to_owned(), reason: e.to_string() }))

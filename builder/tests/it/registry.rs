@@ -265,3 +265,46 @@ fn a_docker_manifest_is_a_base() {
     home.run(["push", &name]).ok();
     Home::offline().build("grandchild", &format!("FROM {name}\nRUN grep x /x\n")).ok();
 }
+
+#[test]
+fn annotations_travel_with_the_manifest() {
+    let host = lab::registry().host();
+    let home = Home::new();
+    let context = home.context("c", "FROM scratch\nCOPY Dockerfile /\n");
+    let name = format!("{host}/push/annotated:1");
+    let archive = home.path("o.tar");
+    let output = format!("type=oci,dest={}", archive.display());
+    let args = ["--annotation=a=1", "--annotation=manifest,manifest-descriptor:b=2", "--annotation=manifest[linux/s390x]:c=3"];
+    let build = |more: &[&str]| home.run(["build"].iter().chain(more).chain(&[context.to_str().unwrap()]));
+    build(&[args[0], args[1], args[2], "--push", "-t", &name, "-o", &output]).ok();
+    let want = json!({ "a": "1", "b": "2" });
+    assert_eq!(manifest(host, "push/annotated", "1")["annotations"], want);
+    let mut archive = tar_files(&archive);
+    let index: Value = serde_json::from_slice(&archive.remove("index.json").unwrap()).unwrap();
+    let descriptor = &index["manifests"][0];
+    assert_eq!(descriptor["annotations"]["b"], "2");
+    assert_eq!(descriptor["annotations"]["a"], Value::Null);
+    let digest = descriptor["digest"].as_str().unwrap().replace("sha256:", "");
+    let inner: Value = serde_json::from_slice(&archive[&format!("blobs/sha256/{digest}")]).unwrap();
+    assert_eq!(inner["annotations"], want);
+    // They are the image's, whenever it's pushed; another build of the same image has none of them.
+    let later = format!("{host}/push/annotated:2");
+    build(&[args[0], "-t", &later]).ok();
+    home.run(["push", &later]).ok();
+    assert_eq!(manifest(host, "push/annotated", "2")["annotations"], json!({ "a": "1" }));
+    build(&["--push", "-t", &later]).ok();
+    assert_eq!(manifest(host, "push/annotated", "2")["annotations"], Value::Null);
+    // One manifest is no index.
+    build(&["--annotation=index:a=1", "--push", "-t", &later])
+        .fails(125)
+        .says(&["ERROR: failed to build: index annotations not supported for single platform export", "manifest:a=1"]);
+    build(&["--annotation=foo:a=1"]).fails(125).says(&["parse annotations: unknown annotation type \"foo\""]);
+}
+
+/// The files of a tar, by name.
+fn tar_files(path: &std::path::Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let listing = Command::new("tar").arg("-tf").arg(path).output().unwrap().stdout;
+    let names = String::from_utf8(listing).unwrap();
+    let content = |name: &str| Command::new("tar").arg("-xOf").arg(path).arg(name).output().unwrap().stdout;
+    names.lines().filter(|name| !name.ends_with('/')).map(|name| (name.to_owned(), content(name))).collect()
+}
