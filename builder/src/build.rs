@@ -107,10 +107,14 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
         caching: &request.caching,
         shm_size: request.shm_size,
         limits: &request.limits,
+        group: &request.group,
         grants: &request.grants,
         now: &now,
         clock: request.clock,
     };
+    for flag in lacking(engine, request) {
+        engine.events.warn(format!("`{flag}` is not enforced: this machine has no control group that kiln could set it for"));
+    }
     let solved = match build.target {
         Some(target) => solve(&work, &[target])?.into_iter().next(),
         None => None,
@@ -159,6 +163,14 @@ fn locate(engine: &Engine, request: &BuildRequest, source: &ContextSource, name:
         Some(task) => task.end_with(located)?,
         None => located?,
     })
+}
+
+/// What of the limits that were asked for this machine can't enforce.
+fn lacking(engine: &Engine, request: &BuildRequest) -> Vec<&'static str> {
+    match request.group == kiln_runner::GroupLimits::default() {
+        true => Vec::new(),
+        false => engine.host().lacks(&request.group),
+    }
 }
 
 fn access(request: &BuildRequest) -> Access<'_> {

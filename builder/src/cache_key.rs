@@ -49,7 +49,7 @@
 //! | id and sharing mode of a cache mount | what it holds is in no result |
 //! | a secret's value, and whether an optional one was given | a key must tell nothing about it |
 //! | credentials of ADD | likewise |
-//! | the size of `/dev/shm`, limits of processes | they are the machine's |
+//! | the size of `/dev/shm`, limits of processes and of all of them together | they are the machine's |
 //! | the form of the text: blanks, comments, case of keywords | what counts is what is meant |
 //!
 //! `builder/tests/it/cache_rows.rs` has a test for each row that a build can show; the others are tested beside this file.

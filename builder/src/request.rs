@@ -8,7 +8,7 @@ use kiln_frontend::graph::NetworkMode;
 use kiln_oci::digest::Digest;
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
-use kiln_runner::Limit;
+use kiln_runner::{GroupLimits, Limit};
 
 use crate::grant::Grants;
 
@@ -33,6 +33,8 @@ pub struct BuildRequest {
     pub shm_size: Option<u64>,
     /// Limits of single processes in RUN, besides the usual ones.
     pub limits: Vec<Limit>,
+    /// Limits of all processes of a RUN together.
+    pub group: GroupLimits,
     /// Secrets, agents and rights that RUN and ADD may use.
     pub grants: Grants,
     /// What is written beside the image.

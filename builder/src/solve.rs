@@ -14,7 +14,7 @@ use kiln_frontend::graph::{
 };
 use kiln_oci::path::ImagePath;
 use kiln_oci::platform::Platform;
-use kiln_runner::{Cancel, Limit};
+use kiln_runner::{Cancel, GroupLimits, Limit};
 use kiln_store::layer::upper::UpperWriter;
 use kiln_store::layer::whiteout::WhiteoutStyle;
 use kiln_store::view::View;
@@ -66,6 +66,8 @@ pub struct Work<'a> {
     pub shm_size: Option<u64>,
     /// Limits of single processes in RUN.
     pub limits: &'a [Limit],
+    /// Limits of all processes of a RUN together.
+    pub group: &'a GroupLimits,
     /// Secrets and agents.
     pub grants: &'a Grants,
     /// The build's clock, RFC 3339.
@@ -553,6 +555,7 @@ impl Step<'_> {
             platform,
             shm_size: self.work.shm_size,
             limits: self.work.limits,
+            group: self.work.group,
             grants: self.work.grants,
             clock: self.work.clock,
             cancel: self.stop,

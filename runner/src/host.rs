@@ -13,6 +13,7 @@ use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
+use crate::spec::GroupLimits;
 use crate::sys;
 
 /// What the host offers to the sandbox.
@@ -27,7 +28,7 @@ pub struct Host {
     /// Further files of `/sys` to hide, which differ by machine.
     pub(crate) masked: Vec<String>,
     /// Where control groups can be made.
-    pub(crate) group: Option<cgroup::Parent>,
+    pub(crate) group: Option<cgroup::Hierarchies>,
     /// A layer of the usual mount points, see [`Host::keep_mount_points`].
     pub(crate) mount_points: Option<PathBuf>,
     /// kiln's own program, through a mount that nobody can write to (CVE-2019-5736).
@@ -81,6 +82,12 @@ impl Host {
 }
 
 impl Host {
+    /// What of `limits` can't be enforced here, by the names of their flags.
+    pub fn lacks(&self, limits: &GroupLimits) -> Vec<&'static str> {
+        let nowhere = cgroup::Hierarchies::default();
+        self.group.as_ref().unwrap_or(&nowhere).lacks(limits)
+    }
+
     /// Fills `directory`, once, with the empty mount points that every run needs, and has them lie below all other layers from now on.
     ///
     /// An image without `/proc`, `/etc/hosts` and so on otherwise gets them made and removed again for each run: a dozen inodes,

@@ -25,7 +25,9 @@ pub use cancel::Cancel;
 pub use error::RunError;
 pub use host::{Host, Mode, OverlayApi};
 pub use spawn::run;
-pub use spec::{Limit, Mount, MountSource, Network, Outcome, OverlayUpper, Resource, RootFs, RunSpec, Security, Status, Stream};
+pub use spec::{
+    GroupLimits, Limit, Mount, MountSource, Network, Outcome, OverlayUpper, Resource, RootFs, RunSpec, Security, Status, Stream,
+};
 pub use user::{Identity, UserError, resolve_user};
 
 /// The first call in `main`, before any thread exists: returns at once in an ordinary process; when this process was started as a

@@ -38,8 +38,8 @@ pub fn run(spec: &RunSpec, host: &Host, cancel: &Cancel, output: &mut dyn FnMut(
     if cancel.is_triggered() {
         return Err(RunError::Cancelled);
     }
-    let group = Group::make(host.group.as_ref(), spec.pids);
-    let assignment = Assignment { plan, group: group.as_ref().map(Group::place) };
+    let group = Group::make(host.group.as_ref(), spec.pids, &spec.group)?;
+    let assignment = Assignment { plan, group: group.places() };
     let mut supervisor = Supervisor::start(host).map_err(RunError::Supervisor)?;
     let mut said = Said::default();
     let followed = supervisor.follow(&assignment, cancel, output, &mut said);
@@ -53,14 +53,16 @@ pub fn run(spec: &RunSpec, host: &Host, cancel: &Cancel, output: &mut dyn FnMut(
     if cancelled {
         return Err(RunError::Cancelled);
     }
+    let out_of_memory = group.ran_out_of_memory();
     let status = match said.result {
         None => return Err(RunError::SupervisorLost { how: how.to_string() }),
         Some(Err(error)) => return Err(error),
-        Some(Ok(Status::Signaled(libc::SIGKILL))) if group.is_some_and(|group| group.ran_out_of_memory()) => Status::OomKilled,
+        // A shell says of a child that was killed what it would say of itself.
+        Some(Ok(Status::Signaled(libc::SIGKILL) | Status::Exited(137))) if out_of_memory => Status::OomKilled,
         Some(Ok(status)) => status,
     };
     removed?;
-    Ok(Outcome { status })
+    Ok(Outcome { status, out_of_memory })
 }
 
 /// What the supervisor said so far.

@@ -36,6 +36,8 @@ pub struct RunSpec {
     pub security: Security,
     /// Limits of single processes besides the usual ones; of two for one resource the later counts.
     pub limits: Vec<Limit>,
+    /// Limits of all processes together.
+    pub group: GroupLimits,
 }
 
 impl RunSpec {
@@ -58,6 +60,7 @@ impl RunSpec {
             pids: 16_384,
             security: Security::Sandbox,
             limits: Vec::new(),
+            group: GroupLimits::default(),
         }
     }
 }
@@ -102,6 +105,27 @@ pub enum Security {
     /// Hardly at all: every capability that kiln has, all system calls, nothing of `/proc` and `/sys` hidden or read-only, and the
     /// devices that virtual machines, tunnels and loop mounts need. The command can take the machine over.
     Insecure,
+}
+
+/// How much all processes of a run may use together, where control groups can be had ([`crate::Host::lacks`]).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GroupLimits {
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Bytes of memory and swap; `Some(None)` is no limit of swap, `None` is as much swap as memory.
+    pub memory_and_swap: Option<Option<u64>>,
+    /// The weight against other groups, 2 to 262144; 1024 is the usual.
+    pub cpu_shares: Option<u64>,
+    /// In so many microseconds …
+    pub cpu_period: Option<u64>,
+    /// … so many may be used, by all processors.
+    pub cpu_quota: Option<u64>,
+    /// The processors that may be used, as in `0-2,7`.
+    pub cpus: Option<String>,
+    /// The nodes whose memory may be used.
+    pub memory_nodes: Option<String>,
+    /// The group below which that of the run is made, from the top of the hierarchies; kiln's own if there is none.
+    pub parent: Option<PathBuf>,
 }
 
 /// How much of something one process may use (`setrlimit(2)`).
@@ -237,6 +261,8 @@ pub enum Stream {
 pub struct Outcome {
     /// How the command ended.
     pub status: Status,
+    /// Whether one of its processes was killed because the sandbox reached its memory limit.
+    pub out_of_memory: bool,
 }
 
 /// How the command ended.

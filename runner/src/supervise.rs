@@ -30,16 +30,26 @@ pub(crate) const NAME: &str = "kiln-sandbox";
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Assignment {
     pub(crate) plan: Plan,
-    pub(crate) group: Option<GroupPlace>,
+    pub(crate) group: Vec<GroupPlace>,
 }
 
 /// Where the command's process joins its control group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum GroupPlace {
     /// Version 1: the `tasks` file.
-    Tasks(std::ffi::OsString),
+    Tasks {
+        /// Its path.
+        file: std::ffi::OsString,
+        /// Without it the command is not to run.
+        required: bool,
+    },
     /// Version 2: the directory.
-    Directory(std::ffi::OsString),
+    Directory {
+        /// Its path.
+        directory: std::ffi::OsString,
+        /// Without it the command is not to run.
+        required: bool,
+    },
 }
 
 /// Is this process a supervisor? Then its standard input is the socket to kiln.
@@ -80,7 +90,7 @@ fn try_supervise() -> io::Result<()> {
     if !sandbox.stubs.is_empty() {
         wire::send(&mut kiln, &Report::Stubs(std::mem::take(&mut sandbox.stubs)))?;
     }
-    let report = match made.and_then(|()| start(&plan, &mut sandbox, group.as_ref())) {
+    let report = match made.and_then(|()| start(&plan, &mut sandbox, &group)) {
         Ok(child) => watch(child, &mut kiln, &host_proc)?,
         Err(failure) => Some(Report::Failed(failure)),
     };
@@ -117,37 +127,55 @@ struct Child {
     failure: OwnedFd,
 }
 
-fn start(plan: &Plan, sandbox: &mut Sandbox, group: Option<&GroupPlace>) -> Result<Child, Failure> {
-    let (tasks, directory) = join_group(group);
+fn start(plan: &Plan, sandbox: &mut Sandbox, groups: &[GroupPlace]) -> Result<Child, Failure> {
+    let Groups { tasks, directory } = join_groups(groups)?;
     let (failure, failure_end) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|errno| setup("make a pipe", &errno.into()))?;
-    let forked = match sys::fork(directory.as_ref().map(AsFd::as_fd)) {
+    let forked = match sys::fork(directory.as_ref().map(|(fd, _)| fd.as_fd())) {
         // An outer container's filter may refuse clone3; then the group is done without.
-        Err(_) if directory.is_some() => sys::fork(None),
+        Err(_) if directory.as_ref().is_some_and(|(_, required)| !required) => sys::fork(None),
         forked => forked,
     };
     match forked.map_err(|error| setup("make a process in a new pid namespace", &error))? {
         Fork::Parent { pid, pidfd } => Ok(Child { pid, pidfd, failure }),
         Fork::Child => {
             drop(failure);
-            if let Some(tasks) = tasks {
-                // "0" is the writer; a lone thread of its own moves without the kernel's global lock. Limits are best effort.
-                let _ = rustix::io::write(&tasks, b"0\n");
-            }
-            let failure = init::become_command(plan, sandbox);
+            // "0" is the writer; a lone thread of its own moves without the kernel's global lock.
+            let join = |(fd, required): &(OwnedFd, bool)| match rustix::io::write(fd, b"0\n") {
+                Err(errno) if *required => Some(setup("join the control group", &errno.into())),
+                _ => None,
+            };
+            let failure = tasks.iter().find_map(join).unwrap_or_else(|| init::become_command(plan, sandbox));
             let _ = wire::send(&mut std::fs::File::from(failure_end), &failure);
             crate::leave(127)
         }
     }
 }
 
-fn join_group(group: Option<&GroupPlace>) -> (Option<OwnedFd>, Option<OwnedFd>) {
-    let open = |path: &std::ffi::OsStr, flags: OFlags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).ok();
-    match group {
-        Some(GroupPlace::Tasks(path)) => (open(path, OFlags::WRONLY), None),
-        Some(GroupPlace::Directory(path)) => (None, open(path, OFlags::RDONLY | OFlags::DIRECTORY)),
-        None => (None, None),
+/// Groups of version 1 are joined by the process itself, the one of version 2 it is born in; each with whether it has to be.
+struct Groups {
+    tasks: Vec<(OwnedFd, bool)>,
+    directory: Option<(OwnedFd, bool)>,
+}
+
+fn join_groups(places: &[GroupPlace]) -> Result<Groups, Failure> {
+    let mut groups = Groups { tasks: Vec::new(), directory: None };
+    for place in places {
+        let (path, flags, required) = match place {
+            GroupPlace::Tasks { file, required } => (file, OFlags::WRONLY, *required),
+            GroupPlace::Directory { directory, required } => (directory, OFlags::RDONLY | OFlags::DIRECTORY, *required),
+        };
+        let fd = match rustix::fs::open(path.as_os_str(), flags | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(_) if !required => continue,
+            Err(errno) => return Err(setup("open the control group", &errno.into())),
+        };
+        match place {
+            GroupPlace::Tasks { .. } => groups.tasks.push((fd, required)),
+            GroupPlace::Directory { .. } => groups.directory = Some((fd, required)),
+        }
     }
+    Ok(groups)
 }
 
 /// Waits for the command's end and passes kiln's wishes on. `None` when kiln is gone.

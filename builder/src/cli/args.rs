@@ -159,9 +159,37 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub(crate) check: Option<bool>,
     #[command(flatten)]
+    pub(crate) resources: ResourceArgs,
+    #[command(flatten)]
     pub(crate) ignored: IgnoredBuildArgs,
     #[command(flatten)]
     pub(crate) later: LaterBuildArgs,
+}
+
+/// Limits of all processes of a RUN together.
+#[derive(Debug, Args, Default)]
+pub(crate) struct ResourceArgs {
+    /// Limit what all processes of a RUN may use together (format: `memory=1g,cpu-quota=50000`; also memory-swap, cpu-shares,
+    /// cpu-period, cpuset-cpus, cpuset-mems)
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) resource: Vec<String>,
+    /// Set the control group below which those of RUN are made
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cgroup_parent: Option<String>,
+    #[arg(short, long, hide = true)]
+    pub(crate) memory: Option<String>,
+    #[arg(long, hide = true, allow_hyphen_values = true)]
+    pub(crate) memory_swap: Option<String>,
+    #[arg(short = 'c', long, hide = true)]
+    pub(crate) cpu_shares: Option<String>,
+    #[arg(long, hide = true)]
+    pub(crate) cpu_period: Option<String>,
+    #[arg(long, hide = true, allow_hyphen_values = true)]
+    pub(crate) cpu_quota: Option<String>,
+    #[arg(long, hide = true)]
+    pub(crate) cpuset_cpus: Option<String>,
+    #[arg(long, hide = true)]
+    pub(crate) cpuset_mems: Option<String>,
 }
 
 /// Flags of `docker build` that change nothing here, or nothing any more; each is answered with a warning.
@@ -179,24 +207,8 @@ pub(crate) struct IgnoredBuildArgs {
     pub(crate) isolation: Option<String>,
     #[arg(long, hide = true)]
     pub(crate) security_opt: Vec<String>,
-    #[arg(short, long, hide = true)]
-    pub(crate) memory: Option<String>,
-    #[arg(long, hide = true, allow_hyphen_values = true)]
-    pub(crate) memory_swap: Option<String>,
-    #[arg(short = 'c', long, hide = true)]
-    pub(crate) cpu_shares: Option<String>,
-    #[arg(long, hide = true)]
-    pub(crate) cpu_period: Option<String>,
-    #[arg(long, hide = true, allow_hyphen_values = true)]
-    pub(crate) cpu_quota: Option<String>,
-    #[arg(long, hide = true)]
-    pub(crate) cpuset_cpus: Option<String>,
-    #[arg(long, hide = true)]
-    pub(crate) cpuset_mems: Option<String>,
     #[arg(long, hide = true)]
     pub(crate) builder: Option<String>,
-    #[arg(long, hide = true)]
-    pub(crate) cgroup_parent: Option<String>,
     #[arg(long, hide = true)]
     pub(crate) cache_from: Vec<String>,
     #[arg(long, hide = true)]
@@ -235,15 +247,7 @@ impl IgnoredBuildArgs {
             ("--squash", self.squash),
             ("--isolation", self.isolation.is_some()),
             ("--security-opt", !self.security_opt.is_empty()),
-            ("--memory", self.memory.is_some()),
-            ("--memory-swap", self.memory_swap.is_some()),
-            ("--cpu-shares", self.cpu_shares.is_some()),
-            ("--cpu-period", self.cpu_period.is_some()),
-            ("--cpu-quota", self.cpu_quota.is_some()),
-            ("--cpuset-cpus", self.cpuset_cpus.is_some()),
-            ("--cpuset-mems", self.cpuset_mems.is_some()),
             ("--builder", self.builder.is_some()),
-            ("--cgroup-parent", self.cgroup_parent.is_some()),
             ("--cache-from", !self.cache_from.is_empty()),
             ("--cache-to", !self.cache_to.is_empty()),
         ];

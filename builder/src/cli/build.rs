@@ -26,6 +26,7 @@ use super::grants::{grants, limit};
 use super::human;
 use super::progress::Mode;
 use super::report::{Failure, warn, write_stdout};
+use super::resources::group_limits;
 use super::session::Session;
 
 /// The predefined proxy arguments, of which each has a lower-case twin (Dockerfile reference, "Predefined ARGs").
@@ -152,6 +153,7 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
             .map(|text| human::parse_size(text).ok_or_else(|| Failure::usage(format!("invalid size `{text}` for --shm-size"))))
             .transpose()?,
         limits: args.ulimit.iter().map(|text| limit(text)).collect::<Result<_, _>>()?,
+        group: group_limits(&args.resources)?,
         grants: grants(args, environment)?,
         annotations,
         tags: exports.tags,

@@ -17,6 +17,7 @@ mod listing;
 mod progress;
 mod registry;
 mod report;
+mod resources;
 mod session;
 mod settings;
 mod space;

@@ -7,7 +7,9 @@ use std::time::SystemTime;
 
 use kiln_frontend::graph::{CacheMount, ExecOp, MountKind, NetworkMode, SecretMount, SecurityMode, Sharing, SshMount};
 use kiln_oci::platform::Platform;
-use kiln_runner::{Cancel, Limit, Mount, MountSource, Network, OverlayUpper, RootFs, RunError, RunSpec, Security, Status, run};
+use kiln_runner::{
+    Cancel, GroupLimits, Limit, Mount, MountSource, Network, OverlayUpper, RootFs, RunError, RunSpec, Security, Status, run,
+};
 use kiln_store::mounts::MountGuard;
 use kiln_store::rootdir::{Attrs, RootDir};
 use kiln_store::{LayerId, Prepared};
@@ -33,6 +35,8 @@ pub struct Setting<'a> {
     pub shm_size: Option<u64>,
     /// Limits of single processes.
     pub limits: &'a [Limit],
+    /// Limits of all processes together.
+    pub group: &'a GroupLimits,
     /// Secrets and agents.
     pub grants: &'a Grants,
     /// The build's clock.
@@ -70,6 +74,7 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
         SecurityMode::Insecure => Security::Insecure,
     };
     spec.limits = setting.limits.to_vec();
+    spec.group.clone_from(setting.group);
     if let Some(size) = setting.shm_size {
         spec.shm_size = size;
     }
@@ -96,18 +101,22 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
         }
     });
     drop(held);
-    let status = match outcome {
-        Ok(outcome) => outcome.status,
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
         Err(RunError::Cancelled) => return Err(Error::Interrupted),
         Err(error) => return Err(not_run(error, setting.platform)),
     };
-    let status = match status {
+    let mut status = match outcome.status {
         Status::Exited(0) => return Ok(()),
         Status::Exited(code) => format!("exit code: {code}"),
         Status::Signaled(signal) => format!("killed by signal {signal}"),
-        Status::OomKilled => "killed for lack of memory".to_owned(),
+        Status::OomKilled => "exit code: 137".to_owned(),
     };
-    let code = outcome.ok().map(|o| o.status.code());
+    if outcome.out_of_memory {
+        let limit = setting.group.memory.map_or_else(String::new, |bytes| format!(", of which it may use {bytes} bytes"));
+        status.push_str(&format!(" (a process was killed for lack of memory{limit})"));
+    }
+    let code = Some(outcome.status.code());
     let command = op.args.join(" ");
     Err(Error::Unplaced(Box::new(StepError::Command { command, status, code, tail: last_lines(&tail) })))
 }

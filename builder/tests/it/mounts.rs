@@ -404,6 +404,42 @@ fn limits_of_processes() {
         "FROM busybox\nRUN test $(ulimit -Sn):$(ulimit -Hn):$(ulimit -c) = 300:400:0\nUSER 1000\nRUN test $(ulimit -Hn) = 400\n";
     build(&home, dockerfile, &["--ulimit", "nofile=300:400", "--shm-size", "1m"]).ok();
     build(&home, "FROM busybox\nRUN test $(df -k /dev/shm | awk 'NR==2{print $2}') = 1024\n", &["--shm-size", "1m"]).ok();
-    let warned = build(&home, "FROM busybox\nRUN true\n", &["--cgroup-parent", "x"]).ok();
-    warned.says(&["--cgroup-parent has no effect"]);
+    let warned = build(&home, "FROM busybox\nRUN true\n", &["--builder", "x"]).ok();
+    warned.says(&["--builder has no effect"]);
+}
+
+/// Control groups of the machine that the tests run on; where kiln can't have one it says so and builds.
+#[test]
+fn all_processes_of_a_run_can_be_limited() {
+    let home = Home::new();
+    let fine = "FROM busybox\nRUN nproc > /n && cat /proc/self/cgroup\n";
+    let limits = ["--resource", "memory=32m,memory-swap=32m", "--resource", "cpuset-cpus=0", "--cpu-shares", "512"];
+    let outcome = build(&home, fine, &limits).ok();
+    // Not in the key: a limit is the machine's.
+    assert_eq!(build(&home, fine, &[]).ok().cached(), 1);
+    if outcome.stderr.contains("is not enforced") {
+        return skip::skipped("all_processes_of_a_run_can_be_limited", "no writable control groups for memory, cpu and cpuset");
+    }
+    build(&home, &format!("{fine}RUN grep -qx 1 /n\n"), &[]).ok();
+    for (line, code) in [("tail /dev/zero", "137"), ("tail /dev/zero; exit 3", "3")] {
+        for flags in [&["--resource", "memory=32m"][..], &["-m", "32m", "--memory-swap", "32m"]] {
+            let outcome = build(&home, &format!("FROM busybox\nRUN {line}\n"), flags).fails(1);
+            outcome.says(&[
+                "Dockerfile:2",
+                &format!("exit code: {code} (a process was killed for lack of memory"),
+                "33554432 bytes",
+            ]);
+        }
+    }
+    build(&home, "FROM busybox\nRUN echo other\n", &["--resource", "cpuset-cpus=4000"]).fails(5).says(&[
+        "Dockerfile:2",
+        "cpuset-cpus",
+        "4000",
+    ]);
+    let name = format!("kiln-it-{}", std::process::id());
+    let own = format!("FROM busybox\nRUN grep /{name}/kiln- /proc/self/cgroup\n");
+    let outcome = build(&home, &own, &["--cgroup-parent", &format!("/{name}")]);
+    let script = format!("find /sys/fs/cgroup -depth -type d -name {name} -exec rmdir '{{}}' ';'");
+    assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
+    outcome.ok();
 }

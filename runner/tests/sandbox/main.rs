@@ -6,6 +6,7 @@
 mod elf;
 mod endings;
 mod files;
+mod groups;
 mod image;
 mod mounts;
 mod process;
@@ -43,6 +44,7 @@ fn main() {
             long_layer_paths volatile_upper_becomes_a_lower older_overlay_calls missing_layer run_is_in_the_layer kept_mount_points;
         mounts: binds overlays tmpfs inline_files inline_files_are_not_swapped subpaths_stay_inside targets_behind_links targets_that_are_refused
             nothing_is_left_in_the_layer;
+        groups: memory processors parents limits_that_are_refused;
         endings: daemons_are_gone killed_parent killed_at_any_moment killed_supervisor cancel_is_passed_on cancel_without_handler
             cancel_twice cancel_after_grace cancelled_before process_limit parallel_runs;
     };
