@@ -11,7 +11,7 @@
 //! |---|---|---|
 //! | [`FORMAT`] | every step | a change of kiln that changes results must miss |
 //! | definition or content | every step | the two key spaces never mix |
-//! | platform | every step | another processor gives another result |
+//! | platform | RUN | another processor gives another result |
 //! | parent | every step | what the step builds on |
 //! | arguments, in order | RUN | what is run |
 //! | environment, in order, with ARGs in scope | RUN | a command may read any of it |
@@ -21,8 +21,8 @@
 //! | security mode | RUN | likewise |
 //! | host name | RUN | likewise |
 //! | names of extra hosts, not their addresses | RUN | as BuildKit: addresses are the machine's |
-//! | mounts, in order: kind, target, source, writable, size | RUN | what the command finds there |
-//! | a bind mount's files | RUN | likewise; by content where the content is known |
+//! | mounts, in order: kind, target, writable, size | RUN | what the command finds there |
+//! | a bind mount's files | RUN | likewise; by content where the content is known, wherever they come from |
 //! | a cache mount's seed, and mode and owner of a new one | RUN | likewise |
 //! | a secret's or agent's id, target, variable, mode, owner, `required` | RUN | which one the command finds there; never its value |
 //! | here-document files: path, bytes, mode | RUN | they are input |
@@ -42,6 +42,7 @@
 //! | in no key | why |
 //! |---|---|
 //! | what only the configuration holds | no file depends on it |
+//! | the platform of a step that runs nothing | files are files |
 //! | names of stages and of images | the layers' digests count |
 //! | a context's folder and its parents | the same files are the same |
 //! | modification times and owners in a context | as BuildKit: a checkout changes them |
@@ -123,7 +124,7 @@ pub enum Flavour {
 pub struct Inputs<'a> {
     /// The file system that the step changes.
     pub parent: Identity,
-    /// For each bind mount, and each cache mount that is seeded, in order: what it shows.
+    /// For each bind mount, and each cache mount that is seeded, in order: what it shows, which covers the path in its source.
     pub mounts: Vec<Identity>,
     /// For COPY and ADD: the fingerprint of the selected files.
     pub selection: Option<[u8; 32]>,
@@ -137,10 +138,10 @@ pub fn step_key(flavour: Flavour, op: &Op, inputs: &Inputs<'_>) -> CacheKey {
         Flavour::Definition => "definition",
         Flavour::Content => "content",
     });
-    fields = fields.text("platform", &inputs.platform.to_string()).bytes("parent", &inputs.parent.0);
+    fields = fields.bytes("parent", &inputs.parent.0);
     fields = match op {
         Op::Image(_) => fields.text("op", "image"),
-        Op::Exec(op) => exec(fields.text("op", "exec"), op, &inputs.mounts),
+        Op::Exec(op) => exec(fields.text("op", "exec").text("platform", &inputs.platform.to_string()), op, &inputs.mounts),
         Op::Copy(op) => copy(fields.text("op", "copy"), op, inputs.selection),
         Op::Context(_) => fields.text("op", "context").bytes("selection", &inputs.selection.unwrap_or_default()),
         Op::Workdir(op) => workdir(fields.text("op", "workdir"), op),
@@ -202,12 +203,9 @@ fn exec(mut fields: Fields, op: &ExecOp, mounts: &[Identity]) -> Fields {
     for mount in &op.mounts {
         fields = fields.bytes("mount target", mount.target.as_bytes());
         fields = match &mount.kind {
-            MountKind::Bind(bind) => {
-                fields.text("mount", "bind").bytes("source", bind.source.as_bytes()).flag("writable", bind.writable)
-            }
+            MountKind::Bind(bind) => fields.text("mount", "bind").flag("writable", bind.writable),
             MountKind::Cache(cache) => fields
                 .text("mount", "cache")
-                .bytes("source", cache.source.as_bytes())
                 .flag("seeded", cache.from.is_some())
                 .text("attributes", &format!("{:o} {} {}", cache.mode, cache.uid, cache.gid))
                 .flag("readonly", cache.readonly),

@@ -153,6 +153,9 @@ struct Definition {
     selection: Option<[u8; 32]>,
     /// For each mount that shows files of the context: their fingerprint.
     mounts: Vec<Option<[u8; 32]>>,
+    /// Whether this, or what it stands on, is to be made anew: then an old result of this definition says nothing, and only
+    /// the content of its inputs can tell whether it hits.
+    renewed: bool,
 }
 
 /// Solves `targets`, in that order.
@@ -260,11 +263,12 @@ fn define(work: &Work<'_>) -> Result<Vec<Definition>, Error> {
         let mut selection = None;
         let mut shown: Vec<Option<[u8; 32]>> = Vec::new();
         let mut mounts = Vec::new();
+        let renewed = vertex.no_cache || vertex.op.inputs().iter().any(|id| definitions[id.0].renewed);
         match &vertex.op {
             Op::Image(op) => {
                 let image = work.bases.image(&op.reference, &op.platform).ok_or(Error::Interrupted)?;
-                let definition = Definition { identity: image.identity, key: None, fetched, selection, mounts: shown };
-                definitions.push(definition);
+                let identity = image.identity;
+                definitions.push(Definition { identity, key: None, fetched, selection, mounts: shown, renewed });
                 continue;
             }
             Op::Copy(op) => {
@@ -282,9 +286,9 @@ fn define(work: &Work<'_>) -> Result<Vec<Definition>, Error> {
                             shown.push(Some(files));
                             mounts.push(Identity(files));
                         }
-                        (MountFrom::Vertex(input), _) => {
+                        (MountFrom::Vertex(input), path) => {
                             shown.push(None);
-                            mounts.push(of(input));
+                            mounts.push(Identity(selection_definition(of(input), &file::whole(path))));
                         }
                     }
                 }
@@ -300,7 +304,8 @@ fn define(work: &Work<'_>) -> Result<Vec<Definition>, Error> {
             Op::Copy(CopyOp { from: CopyFrom::Vertex(_), .. }) => None,
             _ => selection,
         };
-        definitions.push(Definition { identity: Identity::of_key(&key), key: Some(key), fetched, selection, mounts: shown });
+        let identity = Identity::of_key(&key);
+        definitions.push(Definition { identity, key: Some(key), fetched, selection, mounts: shown, renewed });
     }
     Ok(definitions)
 }
@@ -374,8 +379,9 @@ fn known(work: &Work<'_>, definitions: &[Definition], id: VertexId) -> Result<Op
         let image = work.bases.image(&op.reference, &op.platform).ok_or(Error::Interrupted)?;
         return Ok(Some(Solved { layer: image.layer.clone(), identity: image.identity }));
     }
-    match definitions[id.0].key {
-        Some(key) if may_use_cache(work, vertex) => lookup(work.engine, &key),
+    let definition = &definitions[id.0];
+    match definition.key {
+        Some(key) if may_use_cache(work, vertex) && !definition.renewed => lookup(work.engine, &key),
         _ => Ok(None),
     }
 }
@@ -490,9 +496,13 @@ impl Step<'_> {
                 }
             }
             Op::Exec(op) => {
-                for ((from, _), files) in mount_sources(op).into_iter().zip(&definition.mounts) {
+                for ((from, path), files) in mount_sources(op).into_iter().zip(&definition.mounts) {
                     inputs.mounts.push(match (from, files) {
-                        (MountFrom::Vertex(input), _) => self.input(input).identity,
+                        // The whole of a stage need not be looked at to be known.
+                        (MountFrom::Vertex(input), _) if path.is_root() => self.input(input).identity,
+                        (MountFrom::Vertex(input), _) => {
+                            Identity(self.stage_selection(&file::whole(path), &self.input(input), &[], task)?)
+                        }
                         (MountFrom::Context(_), files) => Identity(files.unwrap_or_default()),
                     });
                 }

@@ -122,8 +122,8 @@ fn instructions_miss_by_what_they_say() {
     ];
     let home = Home::new();
     for (number, (first, second, expected)) in rows.into_iter().enumerate() {
-        // A step of each row's own, so that no row finds what another left.
-        let start = format!("FROM busybox\nRUN echo row {number}\n");
+        // A file of each row's own, so that no row finds what another left.
+        let start = format!("FROM busybox\nRUN echo row {number} > /row\n");
         home.build("x", &format!("{start}{first}\n")).ok();
         let outcome = home.build("x", &format!("{start}{second}\n")).ok();
         assert!(is_cached(&outcome, "RUN echo row"));
@@ -184,6 +184,44 @@ fn no_cache_takes_nothing_and_still_fills_the_cache() {
     assert!(is_cached(&home.run(["build", path]).ok(), "RUN cat"));
 }
 
+/// The stages that are named are made again; what takes the same result from them still hits.
+#[test]
+fn stages_can_be_made_again() {
+    let home = Home::new();
+    let dockerfile = "FROM busybox AS one\nRUN echo 1 > /one\nFROM busybox AS Two\nRUN echo 2 > /two\nFROM one AS three\n\
+                      RUN cat /proc/sys/kernel/random/uuid > /three\nFROM busybox\nCOPY --from=three /one /\n\
+                      COPY --from=two /two /\nRUN echo last\nFROM busybox AS with-three\nCOPY --from=three /three /\nRUN cat /three\n";
+    let context = home.context("c", dockerfile);
+    let path = context.to_str().unwrap();
+    let steps = ["RUN echo 1", "RUN echo 2", "RUN cat /proc", "COPY --from=three", "COPY --from=two", "RUN echo last"];
+    let build = |flags: &[&str]| home.run(["build", "--target=3"].iter().chain(flags).chain(&[path])).ok();
+    build(&[]);
+    // The steps that run, by their first letters and numbers.
+    let rows: [(&[&str], &[&str]); 8] = [
+        (&[], &[]),
+        (&["--no-cache-filter=one"], &["RUN echo 1"]),
+        (&["--no-cache-filter=TWO"], &["RUN echo 2"]),
+        (&["--no-cache-filter=one,two"], &["RUN echo 1", "RUN echo 2"]),
+        (&["--no-cache-filter=two", "--no-cache-filter=three"], &["RUN echo 2", "RUN cat /proc"]),
+        (&["--no-cache-filter=3"], &[]),
+        (&["--no-cache-filter=nobody"], &[]),
+        (&["--no-cache"], &steps),
+    ];
+    for (flags, expected) in rows {
+        let outcome = build(flags);
+        let found: Vec<_> = steps.into_iter().filter(|step| !is_cached(&outcome, step)).collect();
+        assert_eq!(found, expected, "{flags:?}\n{}", outcome.stderr);
+    }
+    // Another result misses, and is what the next build takes from the cache. The last stage can be named, too.
+    let build = |flags: &[&str]| home.run(["build"].iter().chain(flags).chain(&[path])).ok();
+    build(&[]);
+    let renewed = build(&["--no-cache-filter=three"]);
+    assert!(!is_cached(&renewed, "COPY --from=three") && !is_cached(&renewed, "RUN cat /three"), "{}", renewed.stderr);
+    assert_eq!(build(&[]).cached(), 4, "everything but the images");
+    let last = build(&["--no-cache-filter=with-three"]);
+    assert!(is_cached(&last, "RUN cat /proc") && !is_cached(&last, "RUN cat /three"), "{}", last.stderr);
+}
+
 #[test]
 fn stores_do_not_share_and_the_place_of_the_context_does_not_matter() {
     let home = Home::new();
@@ -212,24 +250,30 @@ fn a_failed_step_is_tried_again() {
     assert!(is_cached(&outcome, "RUN echo ok"), "{}", outcome.stderr);
 }
 
-/// A tag that moved is seen with `--pull`, and the steps on the new base are made again.
+/// A tag that moved: an image of that name in the store hides it, `--pull` looks behind; without such an image the registry is
+/// asked each time. The steps on a new base are made again, those on the old one are still known.
 #[test]
 fn pull_asks_the_registry_again() {
-    let home = Home::new();
     let base = format!("{}/cache/moving:tag", lab::registry().host());
-    for (tag, label) in [("first", "1"), ("second", "2")] {
-        home.build(tag, &format!("FROM busybox\nRUN echo {label} > /version\n")).ok();
-    }
-    home.run(["tag", "first", &base]).ok();
-    home.run(["push", &base]).ok();
-    home.run(["rmi", &base]).ok();
+    let publish = |version: &str| {
+        let home = Home::new();
+        home.build(&base, &format!("FROM busybox\nRUN echo {version} > /version\n")).ok();
+        home.run(["push", &base]).ok();
+    };
+    let home = Home::new();
     let context = home.context("c", &format!("FROM {base}\nRUN echo version $(cat /version)\n"));
     let path = context.to_str().unwrap();
-    home.run(["build", path]).ok().says(&["version 1"]);
-    // Another store moves the tag.
-    let other = Home::new();
-    other.build("second", "FROM busybox\nRUN echo 2 > /version\n").ok();
-    other.run(["tag", "second", &base]).ok();
-    other.run(["push", &base]).ok();
-    home.run(["build", "--pull", path]).ok().says(&["version 2"]);
+    let build = |flags: &[&str]| home.run(["build"].iter().chain(flags).chain(&[path])).ok();
+    publish("1");
+    home.run(["pull", &base]).ok();
+    build(&[]).says(&["version 1"]);
+    publish("2");
+    assert!(is_cached(&build(&[]), "RUN echo version"), "the image in the store counts");
+    build(&["--pull"]).says(&["version 2"]);
+    assert!(is_cached(&build(&["--pull"]), "RUN echo version"), "asked again, and nothing was new");
+    assert!(is_cached(&build(&[]), "RUN echo version"), "the old base and the step on it are still there");
+    home.run(["rmi", &base]).ok();
+    assert!(is_cached(&build(&[]), "RUN echo version"));
+    publish("3");
+    build(&[]).says(&["version 3"]);
 }

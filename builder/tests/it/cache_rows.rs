@@ -47,7 +47,7 @@ const NETWORK: &str = "network mode";
 const SECURITY: &str = "security mode";
 const HOST: &str = "host name";
 const HOSTS: &str = "names of extra hosts, not their addresses";
-const MOUNTS: &str = "mounts, in order: kind, target, source, writable, size";
+const MOUNTS: &str = "mounts, in order: kind, target, writable, size";
 const BIND: &str = "a bind mount's files";
 const SEED: &str = "a cache mount's seed, and mode and owner of a new one";
 const SECRET: &str = "a secret's or agent's id, target, variable, mode, owner, `required`";
@@ -73,17 +73,17 @@ const CACHE_ID: &str = "id and sharing mode of a cache mount";
 const SECRET_VALUE: &str = "a secret's value, and whether an optional one was given";
 const CREDENTIALS: &str = "credentials of ADD";
 const LIMITS: &str = "the size of `/dev/shm`, limits of processes";
+const OTHER_PLATFORM: &str = "the platform of a step that runs nothing";
 const FORM: &str = "the form of the text: blanks, comments, case of keywords";
 
 /// Rows of the first table that show in no build, and where they are tested.
 const ELSEWHERE: [&str; 2] = ["[`FORMAT`]", "definition or content"]; // cache_key/tests.rs
 
 const ROWS: &[Row] = &[
-    text(PLATFORM, "FROM scratch\nCOPY f /", "--platform=linux/arm64\nFROM scratch\nCOPY f /", MISS),
-    text(PLATFORM, "FROM scratch\nADD f /", "--platform=linux/arm64\nFROM scratch\nADD f /", MISS),
-    text(PLATFORM, "FROM scratch\nWORKDIR /w", "--platform=linux/arm64\nFROM scratch\nWORKDIR /w", MISS),
     text(PLATFORM, "FROM {one}\nRUN true", "--platform=linux/amd64/v2\nFROM {one}\nRUN true", MISS),
-    text(PARENT, "FROM {one}\nRUN true", "FROM {two}\nRUN true", MISS),
+    text(OTHER_PLATFORM, "FROM scratch\nCOPY f /", "--platform=linux/arm64\nFROM scratch\nCOPY f /", HIT),
+    text(OTHER_PLATFORM, "FROM scratch\nWORKDIR /w", "--platform=linux/arm64\nFROM scratch\nWORKDIR /w", HIT),
+    text(PARENT, "FROM {one}\nRUN echo parent", "FROM {two}\nRUN echo parent", MISS),
     text(PARENT, "FROM {one}\nCOPY f /", "FROM {two}\nCOPY f /", MISS),
     text(PARENT, "FROM {one}\nADD f /", "FROM {two}\nADD f /", MISS),
     text(PARENT, "FROM {one}\nWORKDIR /w", "FROM {two}\nWORKDIR /w", MISS),
@@ -132,7 +132,6 @@ const ROWS: &[Row] = &[
     text(MOUNTS, "RUN --mount=target=/m echo", "RUN --mount=target=/n echo", MISS),
     text(MOUNTS, "RUN --mount=target=/m echo", "RUN --mount=target=/m,rw echo", MISS),
     text(MOUNTS, "RUN --mount=target=/m echo", "RUN --mount=type=bind,dst=/m,ro echo", HIT),
-    text(MOUNTS, "RUN --mount=target=/m,source=same echo", "RUN --mount=target=/m,source=dir echo", MISS),
     text(MOUNTS, "RUN --mount=type=tmpfs,target=/m echo", "RUN --mount=type=tmpfs,target=/m,size=1m echo", MISS),
     text(MOUNTS, "RUN --mount=type=cache,target=/m echo", "RUN --mount=type=cache,target=/m,ro echo", MISS),
     text(
@@ -164,6 +163,20 @@ const ROWS: &[Row] = &[
         SEED,
         "{s}RUN echo 1 > /a\n{b}RUN --mount=type=cache,from=s,target=/m echo",
         "{s}RUN echo 2 > /a\n{b}RUN --mount=type=cache,from=s,target=/m echo",
+        MISS,
+    ),
+    text(BIND, "RUN --mount=target=/m,source=same echo", "RUN --mount=target=/m,source=dir echo", HIT),
+    text(BIND, "RUN --mount=target=/m,source=dir echo", "RUN --mount=target=/m,source=dir/sub echo", MISS),
+    text(
+        BIND,
+        "{s}RUN mkdir /a && echo 1 > /b\n{b}RUN --mount=from=s,source=/a,target=/m echo",
+        "{s}RUN mkdir /a && echo 2 > /b\n{b}RUN --mount=from=s,source=/a,target=/m echo",
+        HIT,
+    ),
+    text(
+        BIND,
+        "{s}RUN mkdir /a && echo 1 > /a/b\n{b}RUN --mount=from=s,source=/a,target=/m echo",
+        "{s}RUN mkdir /a && echo 2 > /a/b\n{b}RUN --mount=from=s,source=/a,target=/m echo",
         MISS,
     ),
     text(SEED, "RUN --mount=type=cache,target=/m echo", "RUN --mount=type=cache,from={one},target=/m echo", MISS),
