@@ -94,6 +94,10 @@ impl PatternMatcher {
             if pattern.len() > 1 && pattern[0] == b'/' {
                 pattern.remove(0);
             }
+            // Cleaning `!/` as a whole takes its slash away (moby/patternmatcher New).
+            if exclusion && pattern == b"/" {
+                pattern.clear();
+            }
             matcher.add(pattern, exclusion, index + 1)?;
         }
         Ok(matcher)

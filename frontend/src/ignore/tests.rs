@@ -170,6 +170,7 @@ fn skipping() {
 #[test]
 fn mistakes() {
     let rows = [
+        ("!/", "illegal exclusion pattern: \"!\" on line 1"),
         ("a\n!\n", "illegal exclusion pattern: \"!\" on line 2"),
         ("[", "syntax error in pattern `[` on line 1"),
         ("a[b-]", "syntax error in pattern `a[b-]` on line 1"),

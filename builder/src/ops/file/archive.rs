@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read, Write};
 
 use kiln_frontend::graph::CopyOp;
 use kiln_oci::path::ImagePath;
@@ -13,6 +13,7 @@ use kiln_store::owner::Owner;
 use kiln_store::rootdir::{Attrs, Kind, Xattrs};
 use kiln_store::tar::{Entry, EntryKind, Reader, TarError};
 use kiln_store::view::ViewError;
+use rustix::fs::SeekFrom;
 
 use super::FileError;
 use super::copy::CopyStats;
@@ -49,6 +50,9 @@ pub enum ArchiveError {
     /// More than 40 symbolic links on the way to an entry.
     #[error("`{0}` has too many levels of symbolic links")]
     TooManyLinks(ImagePath),
+    /// A name with more `..` than folders before them (refused as by BuildKit's unpacker).
+    #[error("the entry `{0}` leads out of the archive")]
+    Outside(String),
     /// The destination itself can only be a directory.
     #[error("the archive makes its own root something else than a directory")]
     Root,
@@ -149,7 +153,9 @@ impl Unpacker<'_> {
     }
 
     fn entry(&mut self, entry: &Entry, content: &mut Reader<impl std::io::Read>) -> Result2<()> {
-        // `..` stops at the destination.
+        if leads_out(&entry.path) {
+            return Err(ArchiveError::Outside(entry.path.escape_ascii().to_string()));
+        }
         let inner = ImagePath::new([b"/", &entry.path[..]].concat());
         let (Some(parent), Some(name)) = (inner.parent(), inner.file_name()) else {
             // The destination keeps its own attributes (moby pkg/archive skips the entry).
@@ -186,6 +192,7 @@ impl Unpacker<'_> {
                 self.stats.dirs += 1;
                 return Ok(());
             }
+            EntryKind::Node(Kind::File) if entry.sparse.is_some() => self.sparse(&path, entry, content, &attrs)?,
             EntryKind::Node(Kind::File) => {
                 self.stats.bytes += self.upper.put_file(&path, Content::Reader(content), &attrs)?;
             }
@@ -197,6 +204,26 @@ impl Unpacker<'_> {
         }
         self.stats.files += 1;
         Ok(())
+    }
+
+    /// Puts the data of a sparse file where it belongs; what lies between stays a hole.
+    fn sparse(&mut self, path: &ImagePath, entry: &Entry, content: &mut Reader<impl Read>, attrs: &Attrs) -> Result2<()> {
+        let new = self.upper.create(path, attrs)?;
+        let failed = |e: io::Error| ArchiveError::Write(new.error("write", e).into());
+        let mut buffer = vec![0; 64 << 10];
+        for region in entry.sparse.iter().flatten() {
+            rustix::fs::seek(new.file(), SeekFrom::Start(region.offset)).map_err(|e| failed(e.into()))?;
+            let mut left = region.length;
+            while left > 0 {
+                let want = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                let n = content.read_stored(&mut buffer[..want])?;
+                new.file().write_all(&buffer[..n]).map_err(failed)?;
+                left -= n as u64;
+                self.stats.bytes += n as u64;
+            }
+        }
+        rustix::fs::ftruncate(new.file(), entry.size).map_err(|e| failed(e.into()))?;
+        Ok(new.finish(attrs)?)
     }
 
     fn attrs(&self, entry: &Entry) -> Attrs {
@@ -249,4 +276,18 @@ impl Unpacker<'_> {
         self.parents.insert(dir.clone(), real.clone());
         Ok(real)
     }
+}
+
+/// Whether `..` takes the relative name `path` above where it begins. At the root of an absolute one `..` stays there.
+fn leads_out(path: &[u8]) -> bool {
+    let mut depth = 0usize;
+    for name in path.split(|b| *b == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." if depth == 0 => return !path.starts_with(b"/"),
+            b".." => depth -= 1,
+            _ => depth += 1,
+        }
+    }
+    false
 }

@@ -51,7 +51,12 @@ pub fn copy(
     if items.is_empty() {
         return Ok(CopyStats::default());
     }
-    let owner = op.chown.as_deref().map(|spec| owner::of_chown(spec, parent)).transpose()?;
+    let owner = match op.chown.as_deref() {
+        // With --link there is no list to find a name in, so that a name can only be a mistake.
+        Some(spec) if op.link => Some(owner::listed(spec, parent)?),
+        Some(spec) => Some(owner::of_chown(spec, parent, warn)?),
+        None => None,
+    };
     let chmod = match &op.chmod {
         Some(spec) => Some(Chmod::parse(spec).ok_or_else(|| FileError::Mode { spec: spec.clone() })?),
         None => None,
@@ -141,7 +146,9 @@ impl<'c> Copier<'c> {
             // `--chmod` is not for archives, so not for the folders that are made for them either.
             let chmod = self.chmod.take();
             self.open_dest(&item.shown(), dest)?;
-            let stats = archive::unpack(item, &dest.path, self.upper, self.owner, &self.made_up())?;
+            // `--chown` is for what the archive holds and for the destination, not for folders that it only implies.
+            let implied = Attrs { uid: 0, gid: 0, ..self.made_up() };
+            let stats = archive::unpack(item, &dest.path, self.upper, self.owner, &implied)?;
             self.chmod = chmod;
             self.stats.add(stats);
             return Ok(());

@@ -137,6 +137,7 @@ fn op(line: &str, from: CopyFrom) -> CopyOp {
             Some(("exclude", value)) => op.exclude.push(value.to_owned()),
             Some(("unpack", value)) => op.unpack = Some(value == "true"),
             Some(("parents", _)) => op.parents = true,
+            Some(("link", _)) => op.link = true,
             Some(flag) => panic!("{flag:?}"),
             None => paths.push(word),
         }

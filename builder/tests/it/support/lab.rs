@@ -159,7 +159,12 @@ pub(crate) fn bases() -> &'static BTreeMap<String, String> {
             };
             let index = std::fs::read(Path::new(layout).join("index.json")).expect("a layout has an index");
             let index: Value = serde_json::from_slice(&index).expect("an index is JSON");
-            let config = blob(&blob(&index["manifests"][0])["config"]);
+            let manifest = blob(&index["manifests"][0]);
+            // An index of several platforms: its images are bases of their own.
+            if manifest["manifests"].is_array() {
+                continue;
+            }
+            let config = blob(&manifest["config"]);
             let ids = config["rootfs"]["diff_ids"].as_array().expect("an image has layers").clone();
             found.extend(ids.iter().map(|id| (id.as_str().unwrap_or_default().to_owned(), name.to_owned())));
         }

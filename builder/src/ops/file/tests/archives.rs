@@ -92,7 +92,9 @@ fn an_archive_merges_and_stays_below_its_destination() {
         ("f dlink/x 644 1:1 X", "ADD x /", &["d d 700 5:6", "f d/x 644 1:1 X"]),
         ("f flink 644 1:1 X", "ADD x /", &["f flink 644 1:1 X"]),
         ("d dlink 755 1:1", "ADD x /", &["d dlink 755 1:1"]),
-        ("f ../../esc 644 1:1 E", "ADD x /w", &["d w 755 0:0", "f w/esc 644 1:1 E"]),
+        ("f ../../esc 644 1:1 E", "ADD x /w", &["error: cannot unpack `/x`"]),
+        ("f a/../../esc 644 1:1 E", "ADD x /w", &["error: cannot unpack `/x`"]),
+        ("f /../a/../esc 644 1:1 E", "ADD x /w", &["d w 755 0:0", "f w/esc 644 1:1 E"]),
         ("f /abs 644 1:1 E", "ADD x /w", &["d w 755 0:0", "f w/abs 644 1:1 E"]),
         // A link of the archive is followed as if the destination were the root.
         (
