@@ -74,6 +74,100 @@ fn rejected() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
+/// Messages that no Dockerfile brings about, and why.
+const UNREACHABLE: [(&str, &str); 1] = [("the target stage was not lowered", "the target is reachable from itself")];
+
+/// Every message of an error in the sources is in one of the folders of `rejected/`.
+#[test]
+fn each_message_has_an_example() {
+    let mut texts = String::new();
+    for folder in folders("rejected") {
+        texts.push_str(&fs::read_to_string(folder.join("error")).unwrap());
+    }
+    let mut seen = 0;
+    let mut missing = Vec::new();
+    for file in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
+        let code = fs::read_to_string(&file).unwrap();
+        // Tests stand at the end of a file.
+        let code = code.split("#[cfg(test)]").next().unwrap_or_default();
+        for message in messages(code) {
+            seen += 1;
+            if !UNREACHABLE.iter().any(|(text, _)| *text == message) && !holds(&texts, &message) {
+                missing.push(format!("{}: {message}", file.file_name().unwrap().display()));
+            }
+        }
+    }
+    assert!(seen > 100, "the sources are written in another way: {seen} messages");
+    assert!(missing.is_empty(), "{} messages are in no folder of testdata/rejected:\n{}", missing.len(), missing.join("\n"));
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    let mut out: Vec<PathBuf> = entries.flat_map(|e| if e.is_dir() { sources(&e) } else { vec![e] }).collect();
+    // An ignore file is not the Dockerfile: the tests of the command show its errors.
+    out.retain(|e| !["tests.rs", "ignore.rs", "glob.rs"].contains(&e.file_name().unwrap().to_str().unwrap()));
+    out.sort();
+    out
+}
+
+/// The literals that become messages of errors: the first one behind each of the ways to make an error.
+fn messages(code: &str) -> Vec<String> {
+    const WAYS: [&str; 7] =
+        ["Diagnostic::error(", "Err(format!(", "#[error(", "let message =", "return error(", "Err(bad(", "|| format!("];
+    let mut out = Vec::new();
+    for way in WAYS {
+        for (at, _) in code.match_indices(way) {
+            // Only what is written right there: a variable is another way's business.
+            let rest = code[at + way.len()..].trim_start();
+            // What becomes of a message is said in the lines below; a lint is no error.
+            let ends = ["error(", "lint(", "warning("].map(|end| rest.find(end).unwrap_or(usize::MAX));
+            if way == "let message =" && ends[0] > ends[1].min(ends[2]) {
+                continue;
+            }
+            let rest = rest.trim_start_matches("format!(").trim_start();
+            if let Some(literal) = rest.strip_prefix('"').and_then(literal) {
+                out.push(literal);
+            }
+        }
+    }
+    // A name of something is no message.
+    out.retain(|text| text.contains(' '));
+    out
+}
+
+/// A literal up to its closing quote, as it reads.
+fn literal(text: &str) -> Option<String> {
+    let mut out = String::new();
+    let mut chars = text.chars();
+    loop {
+        match chars.next()? {
+            '"' => return Some(out),
+            '\\' => out.push(chars.next()?),
+            c => out.push(c),
+        }
+    }
+}
+
+/// Whether a line of `texts` is `message`, with anything in the place of `{…}`.
+fn holds(texts: &str, message: &str) -> bool {
+    let plain = message.replace("{{", "\u{1}").replace("}}", "\u{2}");
+    let mut pieces: Vec<String> = Vec::new();
+    for (index, part) in plain.split('{').enumerate() {
+        let piece = if index == 0 { part } else { part.split_once('}').map_or("", |(_, piece)| piece) };
+        pieces.push(piece.replace('\u{1}', "{").replace('\u{2}', "}"));
+    }
+    texts.lines().any(|line| {
+        let mut rest = line;
+        pieces.iter().all(|piece| match rest.find(piece.as_str()) {
+            Some(at) => {
+                rest = &rest[at + piece.len()..];
+                true
+            }
+            None => false,
+        })
+    })
+}
+
 /// A line for each instruction: its lines in the file, the keyword as typed, and what it means.
 fn dump(parsed: &Parsed) -> String {
     let mut out = String::new();

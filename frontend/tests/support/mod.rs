@@ -89,6 +89,7 @@ fn base_image(need: &BaseRequest) -> BaseImage {
     config.history = vec![HistoryEntry { created_by: "base".into(), ..HistoryEntry::default() }];
     match name.as_str() {
         "withcmd" => config.config.cmd = Some(vec!["c".into()]),
+        "two-in-one-trigger" => config.config.on_build = vec!["RUN a\nRUN b".into()],
         "onbuild" => config.config.on_build = vec!["COPY --from=tool:1 /z /".into(), "RUN t".into()],
         _ => {}
     }
