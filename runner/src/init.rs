@@ -9,7 +9,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
@@ -41,7 +41,7 @@ fn try_become(plan: &Plan, sandbox: &mut Sandbox) -> Result<Never, Failure> {
     }
     let root = sandbox.root().map_err(|errno| setup("find the root file system", &errno.into()))?;
     let identity = identity(root, &command.user)?;
-    let cwd = working_directory(root, &command.cwd)?;
+    let cwd = working_directory(root, &command.cwd, &identity)?;
     let filter = if command.filtered { seccomp::program() } else { Vec::new() };
     let program = Program::new(command, &identity);
 
@@ -94,7 +94,7 @@ fn read_file(root: BorrowedFd<'_>, path: &str) -> Result<Vec<u8>, Errno> {
 }
 
 /// Opens the working directory, made when it is missing.
-fn working_directory(root: BorrowedFd<'_>, cwd: &OsStr) -> Result<OwnedFd, Failure> {
+fn working_directory(root: BorrowedFd<'_>, cwd: &OsStr, identity: &Identity) -> Result<OwnedFd, Failure> {
     let failed = |reason: String| Failure::WorkingDirectory { path: Path::new(cwd).to_owned().into(), reason };
     // Follows no magic link, so that no descriptor of kiln's, as `/proc/self/fd/7` would be, can be entered (CVE-2024-21626).
     let open = || open_inside(root, Path::new(cwd), OFlags::PATH | OFlags::DIRECTORY);
@@ -109,7 +109,9 @@ fn working_directory(root: BorrowedFd<'_>, cwd: &OsStr) -> Result<OwnedFd, Failu
         WalkError::System(errno) => failed(io::Error::from(errno).to_string()),
     })?;
     while let Some(name) = place.missing().first().cloned() {
+        let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
         let made = rustix::fs::mkdirat(place.directory(), &name, Mode::from_raw_mode(0o755))
+            .and_then(|()| rustix::fs::chownat(place.directory(), &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW))
             .and_then(|()| crate::walk::open_directory(place.directory(), &name));
         place.made_directory(made.map_err(|errno| failed(io::Error::from(errno).to_string()))?);
     }

@@ -214,6 +214,18 @@ impl Sandbox {
         self.place(Path::new(target), Links::Refuse, Kind::Directory)
     }
 
+    /// A tmpfs has the mode of the directory that it covers, if there is one (as with runc).
+    fn with_covered_mode(&self, source: &Virtual, target: &OsStr) -> Virtual {
+        let mut source = source.clone();
+        let stat = |root| open_inside(root, Path::new(target), OFlags::PATH).and_then(rustix::fs::fstat);
+        if let Some(stat) = self.root().ok().and_then(|root| stat(root).ok()) {
+            for (_, value) in source.options.iter_mut().filter(|(key, _)| key == "mode") {
+                *value = format!("{:o}", stat.st_mode & 0o7777);
+            }
+        }
+        source
+    }
+
     fn place(&mut self, target: &Path, links: Links, kind: Kind) -> Result<OwnedFd, StepError> {
         let root = self.root.as_ref().ok_or(Errno::NOENT)?.as_fd();
         let layer = self.layer.as_ref().ok_or(Errno::NOENT)?.as_fd();
@@ -222,7 +234,7 @@ impl Sandbox {
 
     fn mount_extra(&mut self, source: &Source, subpath: &OsStr, attributes: Attributes, target: &OsStr) -> Result<(), StepError> {
         let mount = match source {
-            Source::Virtual(source) => make_virtual(source)?,
+            Source::Virtual(source) => make_virtual(&self.with_covered_mode(source, target))?,
             Source::Scratch(name) => clone_mount(self.scratch()?, name)?,
             Source::Host(path) => {
                 let path = Path::new(path);

@@ -220,7 +220,7 @@ pub enum MountSource {
         /// Where writes go; `None` makes the mount read-only.
         upper: Option<OverlayUpper>,
     },
-    /// An empty memory file system, mode 1777.
+    /// An empty memory file system, with the mode of the directory that it covers, or 1777.
     Tmpfs {
         /// Most bytes it holds; `None` is the kernel's default.
         size: Option<u64>,

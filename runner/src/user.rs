@@ -9,7 +9,7 @@ pub struct Identity {
     pub gid: u32,
     /// Supplementary groups: the group itself, and those of the group file when the user names no group.
     pub groups: Vec<u32>,
-    /// Home directory, `/` when the passwd file does not know the user.
+    /// Home directory: what the passwd file says, be it nothing, and `/` when it does not know the user.
     pub home: Vec<u8>,
 }
 
@@ -58,9 +58,6 @@ pub fn resolve_user(user: &str, passwd: &[u8], group: &[u8]) -> Result<Identity,
         (None, Some(uid)) => Identity { uid, gid: 0, groups: Vec::new(), home: b"/".to_vec() },
         (None, None) => return Err(UserError::UnknownUser { name: user.to_owned() }),
     };
-    if identity.home.is_empty() {
-        identity.home = b"/".to_vec();
-    }
     if group_name.is_empty() {
         if let Some(entry) = entry {
             let member = |group: &GroupEntry<'_>| group.members.split(|byte| *byte == b',').any(|name| name == entry.name);
@@ -121,7 +118,8 @@ fn passwd_entries(file: &[u8]) -> impl Iterator<Item = PasswdEntry<'_>> {
 }
 
 fn group_entries(file: &[u8]) -> impl Iterator<Item = GroupEntry<'_>> {
-    lines(file).filter_map(|line| {
+    // Only here a line can be commented out (moby/sys/user has it so).
+    lines(file).filter(|line| !line.starts_with(b"#")).filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b':');
         let name = fields.next()?;
         let gid = id(fields.nth(1)?)?;
@@ -141,9 +139,9 @@ fn id(field: &[u8]) -> Option<u32> {
 mod tests {
     use super::*;
 
-    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n\n# comment\nbob:x:1000:1001:Bob:/home/bob:/bin/sh\n\
+    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n\n# comment:x:6:7::/c:\nbob:x:1000:1001:Bob:/home/bob:/bin/sh\n\
         1000:x:0:0:evil:/root:/bin/sh\nbad:x:abc:0::/:/bin/sh\nhuge:x:4294967295:0::/:/bin/sh\nshort:x:7:8\nnohome:x:9:9::\n";
-    const GROUP: &[u8] = b"root:x:0:root\nwheel:x:10:root,bob\nstaff:x:50:bob\nbobs:x:1001:\n77:x:0:\nbad:x:zz:bob\n";
+    const GROUP: &[u8] = b"root:x:0:root\nwheel:x:10:root,bob\nstaff:x:50:bob\nbobs:x:1001:\n77:x:0:\n#c:x:5:bob\nbad:x:zz:bob\n";
 
     #[test]
     fn users() {
@@ -159,8 +157,9 @@ mod tests {
             ("33", ok(33, 0, &[0], "/")),
             ("33:44", ok(33, 44, &[44], "/")),
             ("33:wheel", ok(33, 10, &[10], "/")),
-            ("short", ok(7, 8, &[8], "/")),
-            ("nohome", ok(9, 9, &[9], "/")),
+            ("short", ok(7, 8, &[8], "")),
+            ("nohome", ok(9, 9, &[9], "")),
+            ("6", ok(6, 7, &[7], "/c")),
             (":staff", ok(0, 50, &[50], "/root")),
             ("nobody", Err("unable to find user nobody: no matching entries in passwd file")),
             ("bad", Err("unable to find user bad: no matching entries in passwd file")),

@@ -140,23 +140,16 @@ fn mounts(engine: &Engine, op: &ExecOp, setting: &Setting<'_>, task: &Task, held
             MountKind::Bind(bind) => {
                 let layer = shown.next().and_then(|shown| shown.layer.clone());
                 let prepared = engine.store.layers().prepare(layer.as_ref())?;
-                let mut lowers = prepared.lowers.clone();
-                // Writes are allowed and dropped, so they need a place; an empty root needs one to be a mount at all.
-                let upper = if bind.writable {
-                    Some(OverlayUpper { upper: prepared.upper.clone(), work: prepared.work.clone() })
+                let source = if prepared.lowers.is_empty() {
+                    // Of no layers there is no overlay: the fresh folder, which is dropped, is all that an empty root needs.
+                    MountSource::Bind { path: prepared.upper.clone() }
                 } else {
-                    if lowers.is_empty() {
-                        lowers.push(prepared.upper.clone());
-                    }
-                    None
+                    // Writes are allowed and dropped, so they need a place.
+                    let upper = OverlayUpper { upper: prepared.upper.clone(), work: prepared.work.clone() };
+                    MountSource::Overlay { lowers: prepared.lowers.clone(), upper: bind.writable.then_some(upper) }
                 };
                 held.scratch.push(prepared);
-                out.push(Mount {
-                    target,
-                    source: MountSource::Overlay { lowers, upper },
-                    subpath: PathBuf::from(bind.source.as_os_str()),
-                    readonly: !bind.writable,
-                });
+                out.push(Mount { target, source, subpath: PathBuf::from(bind.source.as_os_str()), readonly: !bind.writable });
             }
             MountKind::Cache(cache) => {
                 let seed = if cache.from.is_some() { shown.next() } else { None };
@@ -187,7 +180,8 @@ fn mounts(engine: &Engine, op: &ExecOp, setting: &Setting<'_>, task: &Task, held
     Ok(out)
 }
 
-/// The folder of a cache mount. One that is seeded is another than one that isn't, or is from other files.
+/// The folder of a cache mount. One that is seeded is another than one that isn't, or is from other files; so is one with
+/// another owner or mode, of which only the permissions count (both as in BuildKit).
 fn cache_folder(
     engine: &Engine,
     cache: &CacheMount,
@@ -200,26 +194,27 @@ fn cache_folder(
         Sharing::Private => kiln_store::mounts::Sharing::Private,
         Sharing::Locked => kiln_store::mounts::Sharing::Locked,
     };
+    let attrs = Attrs { uid: cache.uid, gid: cache.gid, mode: cache.mode & 0o777, ..Attrs::default() };
     let id = match from {
         Some(from) => format!("{} from {} of {}", cache.id, cache.source, from.identity),
-        None => cache.id.clone(),
+        None if (attrs.uid, attrs.gid, attrs.mode) == (0, 0, 0o755) => cache.id.clone(),
+        None => format!("{} of {}:{} with mode {:o}", cache.id, attrs.uid, attrs.gid, attrs.mode),
     };
     engine.store.mounts().acquire::<Error>(id.as_bytes(), sharing, |folder: &Path| match from {
         Some(from) => seed(engine, from.layer.as_ref(), &cache.source, folder, setting.clock, task),
-        None => {
-            let attrs = Attrs { uid: cache.uid, gid: cache.gid, mode: cache.mode, ..Attrs::default() };
-            Ok(RootDir::open(folder)?.set_attrs_of_self(&attrs)?)
-        }
+        None => Ok(RootDir::open(folder)?.set_attrs_of_self(&attrs)?),
     })
 }
 
 /// The file that shows a secret, if one is to; its environment variable goes to `held`.
 fn secret_file(mount: &SecretMount, grants: &Grants, held: &mut Held) -> Result<Option<MountSource>, Error> {
     let Some(secret) = grants.secrets.get(&mount.id) else {
-        return match mount.required {
-            true => Err(Error::Unplaced(Box::new(StepError::NoSecret { id: mount.id.clone() }))),
-            false => Ok(None),
-        };
+        if mount.required {
+            return Err(Error::Unplaced(Box::new(StepError::NoSecret { id: mount.id.clone() })));
+        }
+        // Set and empty, as BuildKit has it.
+        held.env.extend(mount.env.as_ref().map(|name| (name.into(), OsString::new())));
+        return Ok(None);
     };
     if let Some(name) = &mount.env {
         held.env.push((name.into(), OsStr::from_bytes(secret.reveal()).to_owned()));

@@ -7,7 +7,7 @@ use kiln_oci::path::ImagePath;
 use kiln_store::LayerId;
 use kiln_store::layer::upper::UpperWriter;
 use kiln_store::layer::whiteout::WhiteoutStyle;
-use kiln_store::rootdir::RootDir;
+use kiln_store::rootdir::{Attrs, Kind, RootDir};
 use kiln_store::view::View;
 
 use crate::engine::Engine;
@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::event::Task;
 use crate::ops::file::{self, SourceTree};
 
-/// Copies what `layer` has at `source` to the same place below `folder`, owners included. The layer's files must be there.
+/// Copies what `layer` has at `source` to the same place below `folder`, owners and modes included. The layer's files must be there.
 pub fn seed(
     engine: &Engine,
     layer: Option<&LayerId>,
@@ -33,5 +33,9 @@ pub fn seed(
     let mut warn = |text: String| task.warn(text);
     file::copy(&file::whole(source), &SourceTree::View(&view), &View::empty(), &mut upper, &[], clock, &mut warn)?;
     upper.finish()?;
+    // A copy leaves the folder that it copies into as it is.
+    if let Some(node) = view.resolve(source)?.node.filter(|node| node.kind() == Kind::Dir) {
+        RootDir::open(folder)?.walk(source)?.set_attrs_of_self(&Attrs::of(node.meta(), node.xattrs()?))?;
+    }
     Ok(())
 }
