@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::support::Step;
 
+/// The kernel sorts supplementary groups.
 pub fn users() {
     let rows: &[(&str, &str)] = &[
         ("", "0 0 0 10"),
