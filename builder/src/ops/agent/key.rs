@@ -299,6 +299,8 @@ fn remainder(number: &[u8], modulus: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use aws_lc_rs::encoding::AsBigEndian as _;
+
     use super::*;
 
     #[test]
@@ -308,6 +310,39 @@ mod tests {
             let got = remainder(&number.to_be_bytes(), positive(&digits));
             let got = got.iter().fold(0u64, |value, digit| value << 8 | u64::from(*digit));
             assert_eq!(got, number % modulus, "{number} % {modulus}");
+        }
+    }
+
+    /// An Ed25519 key as `ssh-keygen` writes it.
+    fn open_ssh_file(pair: &Ed25519KeyPair) -> Vec<u8> {
+        let (seed, public) = (pair.seed().unwrap(), pair.public_key().as_ref());
+        let both = [seed.as_be_bytes().unwrap().as_ref(), public].concat();
+        let blob = [string(b"ssh-ed25519"), string(public)].concat();
+        let private = [vec![7; 8], blob.clone(), string(&both), string(b"me@host"), vec![1, 2, 3]].concat();
+        let one = 1u32.to_be_bytes().to_vec();
+        [b"openssh-key-v1\0".to_vec(), string(b"none"), string(b"none"), string(b""), one, string(&blob), string(&private)]
+            .concat()
+    }
+
+    #[test]
+    fn damage_is_an_error() {
+        let pair = Ed25519KeyPair::generate().unwrap();
+        let file = open_ssh_file(&pair);
+        let key = open_ssh(&file).unwrap();
+        assert_eq!(key.public(), [string(b"ssh-ed25519"), string(pair.public_key().as_ref())].concat());
+        let signature = key.sign(b"text", 0).unwrap();
+        let mut fields = Fields(&signature);
+        assert_eq!(fields.string().unwrap(), b"ssh-ed25519");
+        let verifier = aws_lc_rs::signature::UnparsedPublicKey::new(&aws_lc_rs::signature::ED25519, pair.public_key().as_ref());
+        verifier.verify(b"text", fields.string().unwrap()).unwrap();
+        // Wherever it ends, and whatever a length in it says.
+        for length in 0..file.len() {
+            assert!(open_ssh(&file[..length]).is_err(), "{length}");
+        }
+        for at in 0..file.len() {
+            let mut other = file.clone();
+            other[at] ^= 0xff;
+            let _ = open_ssh(&other);
         }
     }
 

@@ -131,11 +131,12 @@ impl Registry {
     }
 }
 
-/// The registry that all tests share: it holds `library/busybox` and `library/debian`. A test uses a repository of its
-/// own in it.
+/// The registry that all tests share: it holds `library/busybox`, `library/debian` and `library/multiarch`. A test uses a
+/// repository of its own in it.
 pub(crate) fn registry() -> &'static Registry {
-    static SHARED: LazyLock<Registry> =
-        LazyLock::new(|| Registry::start(&RegistryOptions { seeds: &["busybox", "debian"], ..RegistryOptions::default() }));
+    static SHARED: LazyLock<Registry> = LazyLock::new(|| {
+        Registry::start(&RegistryOptions { seeds: &["busybox", "debian", "multiarch"], ..RegistryOptions::default() })
+    });
     &SHARED
 }
 
