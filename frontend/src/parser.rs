@@ -57,17 +57,12 @@ pub struct Lines {
 #[must_use]
 pub fn split(source: &Source) -> Lines {
     let mut out = Lines::default();
-    let mut reader = Reader { source, next: 1 };
+    let mut reader = Reader { source, next: 1, too_long: None };
     let mut directives = DirectiveReader { open: true, seen: Vec::new() };
     let mut comments: Vec<String> = Vec::new();
 
     while let Some((number, raw)) = reader.line() {
         let at = source.span_of_lines(number, number);
-        if raw.len() > MAX_LINE {
-            out.diagnostics
-                .push(Diagnostic::error(format!("dockerfile line greater than max allowed size of {MAX_LINE}")).at(at));
-            return out;
-        }
         let trimmed = raw.trim_start();
         match directives.read(trimmed) {
             Ok(Some((key, value))) => {
@@ -116,11 +111,17 @@ pub fn split(source: &Source) -> Lines {
         let mut line = split_line(&joined);
         line.comments = std::mem::take(&mut comments);
         line.span = source.span_of_lines(number, last);
-        if let Err(mut diagnostic) = read_heredocs(&mut line, &mut reader) {
+        if let Err(mut diagnostic) = read_heredocs(&mut line, &mut reader)
+            && reader.too_long.is_none()
+        {
             diagnostic.span = Some(line.span);
             out.diagnostics.push(diagnostic);
         }
         out.lines.push(line);
+    }
+    if let Some(number) = reader.too_long {
+        let error = Diagnostic::error(format!("dockerfile line greater than max allowed size of {MAX_LINE}"));
+        out.diagnostics.push(error.at(source.span_of_lines(number, number)));
     }
     out
 }
@@ -146,6 +147,8 @@ pub fn split_line(original: &str) -> Line {
 struct Reader<'a> {
     source: &'a Source,
     next: u32,
+    /// A line that is too long, behind which nothing is read.
+    too_long: Option<u32>,
 }
 
 impl<'a> Reader<'a> {
@@ -156,12 +159,17 @@ impl<'a> Reader<'a> {
 
     /// The next physical line with its end.
     fn raw(&mut self) -> Option<(u32, &'a str)> {
-        if self.next as usize > self.source.line_count() {
+        if self.next as usize > self.source.line_count() || self.too_long.is_some() {
             return None;
         }
         let number = self.next;
         self.next += 1;
         let line = self.source.raw_line(number);
+        // Only the line feed comes on top.
+        if line.strip_suffix('\n').unwrap_or(line).len() > MAX_LINE {
+            self.too_long = Some(number);
+            return None;
+        }
         (!line.is_empty()).then_some((number, line))
     }
 }
@@ -413,11 +421,23 @@ mod tests {
 
     #[test]
     fn long_lines() {
-        assert!(lines(&format!("RUN {}", "x".repeat(MAX_LINE - 4))).diagnostics.is_empty());
-        assert!(
-            lines(&format!("RUN {}", "x".repeat(MAX_LINE - 3))).diagnostics[0]
-                .message
-                .contains("greater than max allowed size of 65535")
-        );
+        let fits = "x".repeat(MAX_LINE);
+        let rows = [
+            (format!("RUN {}", &fits[4..]), true),
+            (format!("RUN {}\n", &fits[4..]), true),
+            (format!("RUN {}", &fits[3..]), false),
+            (format!("RUN {}\r\n", &fits[4..]), false),
+            (format!("RUN \\\n{fits}\n"), true),
+            (format!("RUN \\\n{fits}x\n"), false),
+            (format!("RUN a\\\n#{fits}\nb"), false),
+            (format!("#{fits}\nRUN a"), false),
+            (format!("RUN <<E\n{fits}\nE"), true),
+            (format!("RUN <<E\n{fits}x\nE"), false),
+        ];
+        for (text, good) in rows {
+            let messages: Vec<String> = lines(&text).diagnostics.into_iter().map(|d| d.message).collect();
+            let want = if good { vec![] } else { vec!["dockerfile line greater than max allowed size of 65535"] };
+            assert_eq!(messages, want, "{}…", &text[..12]);
+        }
     }
 }

@@ -212,9 +212,6 @@ fn check(m: &MountSpec) -> Result<(), Diagnostic> {
         return error("invalid value for env: a variable needs a name".to_owned());
     }
     if m.kind == MountType::Ssh {
-        if !m.from.is_empty() {
-            return error("ssh mount should not have a from".to_owned());
-        }
         if !m.source.is_empty() {
             return error("ssh mount does not support source".to_owned());
         }
@@ -340,7 +337,6 @@ mod tests {
             ("type=secret,id=a,source=b", "both source and id can't be set"),
             ("type=secret,id=a,from=b", "secret mount should not have a from"),
             ("type=secret,id=a,env=", "invalid value for env: a variable needs a name"),
-            ("type=ssh,from=b", "ssh mount should not have a from"),
             ("type=ssh,source=b", "ssh mount does not support source"),
             ("\"target=/x", "failed to parse csv mounts: extraneous or missing \" in quoted-field"),
         ];
