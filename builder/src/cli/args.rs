@@ -132,7 +132,7 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "MODE")]
     pub(crate) network: Option<String>,
     /// Add a custom host-to-IP mapping (format: `host:ip`)
-    #[arg(long, value_name = "HOST:IP")]
+    #[arg(long, value_name = "HOST:IP", value_delimiter = ',')]
     pub(crate) add_host: Vec<String>,
     /// Set target platform for build
     #[arg(long, value_name = "PLATFORM")]
@@ -550,7 +550,8 @@ mod tests {
             ("-qt a .", |a| a.quiet && a.tag == ["a"]),
             (". --build-arg A=1 --build-arg B", |a| a.build_arg == ["A=1", "B"]),
             ("--rm=true --force-rm -m 512m --memory-swap -1 .", |a| {
-                a.ignored.given() == ["--rm", "--force-rm", "--memory", "--memory-swap"]
+                a.ignored.given() == ["--rm", "--force-rm"]
+                    && (a.resources.memory.as_deref(), a.resources.memory_swap.as_deref()) == (Some("512m"), Some("-1"))
             }),
             ("--rm=false .", |a| a.ignored.given().is_empty()),
             ("--progress=plain -", |a| a.progress == Some(Mode::Plain) && a.context == "-"),

@@ -88,12 +88,20 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
     if let Some(flag) = args.later.asked() {
         return Err(Failure::usage(format!("{flag} is not supported yet")));
     }
+    if args.no_cache && !args.no_cache_filter.is_empty() {
+        return Err(Failure::usage_hint(
+            "--no-cache and --no-cache-filter cannot currently be used together",
+            "leave out --no-cache-filter: no stage is cached anyway",
+        ));
+    }
     let (context, dockerfile) = contexts::main(args, stdin)?;
     let named_contexts = contexts::named(&args.build_context)?;
     let (mut build_args, mut labels) = (Vec::new(), Vec::new());
     for arg in &args.build_arg {
         match arg.split_once('=') {
-            Some(("", _)) => return Err(Failure::usage(format!("invalid build argument `{arg}`: it has no name"))),
+            _ if arg.is_empty() || arg.starts_with('=') => {
+                return Err(Failure::usage(format!("invalid build argument `{arg}`: it has no name")));
+            }
             Some((key, value)) => set(&mut build_args, key, value),
             // A bare name takes the value of the environment; where there is none, the argument isn't set.
             None => environment.exact(arg).into_iter().for_each(|value| set(&mut build_args, arg, &value)),
@@ -101,6 +109,9 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
     }
     for label in &args.label {
         let (key, value) = label.split_once('=').unwrap_or((label, ""));
+        if key.is_empty() {
+            return Err(Failure::usage(format!("invalid label `{label}`: it has no name")));
+        }
         set(&mut labels, key, value);
     }
     const EPOCH: &str = "SOURCE_DATE_EPOCH";
@@ -151,7 +162,9 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
             .shm_size
             .as_deref()
             .map(|text| human::parse_size(text).ok_or_else(|| Failure::usage(format!("invalid size `{text}` for --shm-size"))))
-            .transpose()?,
+            .transpose()?
+            // No size of its own, as for Docker.
+            .filter(|size| *size > 0),
         limits: args.ulimit.iter().map(|text| limit(text)).collect::<Result<_, _>>()?,
         group: group_limits(&args.resources)?,
         grants: grants(args, environment)?,

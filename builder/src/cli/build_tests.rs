@@ -102,10 +102,18 @@ fn flags_become_a_request() {
             Box::new(|r| r.language.platform.architecture == "amd64"),
         ),
         (
-            "--no-cache --no-cache-filter a,b --pull /",
+            "--no-cache-filter a,b --pull /",
             &[],
-            Box::new(|r| r.caching.disabled && r.caching.disabled_stages == ["a", "b"] && r.caching.pull),
+            Box::new(|r| !r.caching.disabled && r.caching.disabled_stages == ["a", "b"] && r.caching.pull),
         ),
+        ("--no-cache /", &[], Box::new(|r| r.caching.disabled && !r.caching.pull)),
+        ("--shm-size 0 /", &[], Box::new(|r| r.shm_size.is_none())),
+        ("--platform local /", &[("DOCKER_DEFAULT_PLATFORM", "linux/s390x")], {
+            Box::new(|r| r.language.platform == Platform::host())
+        }),
+        ("--add-host a=10.0.0.1,b:10.0.0.2 /", &[], {
+            Box::new(move |r| r.extra_hosts == pairs(&[("a", "10.0.0.1"), ("b", "10.0.0.2")]))
+        }),
         (
             "-o type=oci,dest=x.tar /",
             &[],
@@ -133,7 +141,11 @@ fn mistakes() {
         ("--build-context a /", "invalid --build-context `a`: it has no value"),
         ("--build-context A_:b=/ /", "invalid --build-context `A_:b=/`: no stage or image can have this name"),
         ("--build-context a=docker-image://UP /", "invalid --build-context `a=docker-image://UP`"),
-        ("--build-context a=target:x /", "invalid --build-context `a=target:x`: `target:` is not supported"),
+        ("--build-context a=target:x /", "invalid --build-context `a=target:x`: `x` would be a target of a bake file"),
+        (
+            "--build-context a::linux/amd64=/ /",
+            "invalid --build-context `a::linux/amd64=/`: no stage or image can have this name",
+        ),
         ("--build-context a=https://tok@h/a.git#.. /", "invalid git address `https://h/a.git#..`"),
         ("-t UPPER /", "invalid tag `UPPER`"),
         ("--push /", "a name is needed to push the image"),
@@ -166,6 +178,12 @@ fn mistakes() {
         ("--allow device /", "`--allow device` is not supported: it is one of network.host, security.insecure"),
         ("-f x -", "cannot use `-f x` when the Dockerfile comes from standard input"),
         ("--build-arg =x /", "invalid build argument `=x`"),
+        ("--build-arg= /", "invalid build argument ``: it has no name"),
+        ("--label =x /", "invalid label `=x`: it has no name"),
+        ("--no-cache --no-cache-filter a /", "--no-cache and --no-cache-filter cannot currently be used together"),
+        ("--platform bogus /", "invalid platform `bogus`"),
+        ("--annotation a /", "parse annotations: invalid annotation \"a\", expected key=value"),
+        ("--add-host a:1.2.3.4,b /", "invalid --add-host `b`"),
         ("--build-arg SOURCE_DATE_EPOCH=now /", "invalid SOURCE_DATE_EPOCH `now`"),
     ];
     for (line, want) in rows {

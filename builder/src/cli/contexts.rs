@@ -133,8 +133,16 @@ fn named_source(source: &str, invalid: &dyn Fn(&str) -> Failure) -> Result<Named
         };
         return Ok(NamedSource::Layout { folder: existing(Path::new(folder))?, image });
     }
-    if let Some((scheme @ ("target" | "docker-container" | "input"), _)) = source.split_once(':') {
-        return Err(invalid(&format!("`{scheme}:` is not supported")));
+    match source.split_once(':') {
+        Some(("target", target)) => {
+            let reason = format!(
+                "`{target}` would be a target of a bake file; a stage of the Dockerfile needs no context to be named, \
+                 and one of another Dockerfile can be built first and given as docker-image://NAME"
+            );
+            return Err(invalid(&reason));
+        }
+        Some((scheme @ ("docker-container" | "input"), _)) => return Err(invalid(&format!("`{scheme}:` is not supported"))),
+        _ => {}
     }
     let folder = Path::new(source);
     match is_address(source) && !folder.exists() {

@@ -24,7 +24,7 @@ const LONGEST_KEY: u64 = 64 << 10;
 /// What the flags grant. Secrets are read here, so that a missing file fails before anything is built.
 pub(crate) fn grants(args: &BuildArgs, environment: &Environment) -> Result<Grants, Failure> {
     let mut grants = Grants::default();
-    for spec in &args.secret {
+    for spec in args.secret.iter().filter(|spec| !spec.is_empty()) {
         let (id, secret) = secret(spec, environment)?;
         grants.secrets.insert(id, secret);
     }

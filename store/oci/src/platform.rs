@@ -30,6 +30,56 @@ pub struct Platform {
     pub os_features: Vec<String>,
 }
 
+/// What Go calls operating systems: words that mean one when they stand alone (containerd `platforms/database.go`).
+const SYSTEMS: [&str; 18] = [
+    "aix",
+    "android",
+    "darwin",
+    "dragonfly",
+    "freebsd",
+    "hurd",
+    "illumos",
+    "ios",
+    "js",
+    "linux",
+    "macos",
+    "nacl",
+    "netbsd",
+    "openbsd",
+    "plan9",
+    "solaris",
+    "windows",
+    "zos",
+];
+
+/// What Go calls processors.
+const ARCHITECTURES: [&str; 24] = [
+    "386",
+    "amd64",
+    "amd64p32",
+    "arm",
+    "arm64",
+    "arm64be",
+    "armbe",
+    "loong64",
+    "mips",
+    "mips64",
+    "mips64le",
+    "mips64p32",
+    "mips64p32le",
+    "mipsle",
+    "ppc",
+    "ppc64",
+    "ppc64le",
+    "riscv",
+    "riscv64",
+    "s390",
+    "s390x",
+    "sparc",
+    "sparc64",
+    "wasm",
+];
+
 impl Platform {
     /// `os/architecture` with the spellings normalised (`x86_64` is `amd64`, `arm64/v8` is `arm64`).
     pub fn new(os: &str, architecture: &str, variant: Option<&str>) -> Self {
@@ -60,7 +110,7 @@ impl Platform {
         Self::new("linux", std::env::consts::ARCH, variant)
     }
 
-    /// Parses `os/arch[/variant]`, or a lone architecture, which means linux.
+    /// Parses `os/arch[/variant]`, or a lone architecture, which means linux, or a lone system, which means this architecture.
     pub fn parse(text: &str) -> Result<Self, PlatformError> {
         let bad = || PlatformError(text.to_owned());
         let parts: Vec<&str> = text.split('/').collect();
@@ -76,10 +126,17 @@ impl Platform {
             None => (parts[0], None),
         };
         let mut platform = match parts[..] {
-            [one] if matches!(os, "linux" | "windows" | "darwin" | "freebsd" | "macos") && !one.is_empty() => {
-                Self { os: os.to_owned(), ..Self::host() }
+            [_] if SYSTEMS.contains(&os.to_ascii_lowercase().as_str()) => {
+                let host = Self::host();
+                Self::new(os, &host.architecture, host.variant.as_deref())
             }
-            [one] => Self::new("linux", one, None),
+            [one] => {
+                let platform = Self::new("linux", one, None);
+                if !ARCHITECTURES.contains(&platform.architecture.as_str()) {
+                    return Err(bad());
+                }
+                platform
+            }
             [_, arch] => Self::new(os, arch, None),
             [_, arch, variant] => Self::new(os, arch, Some(variant)),
             _ => return Err(bad()),
@@ -141,7 +198,8 @@ mod tests {
         ] {
             assert_eq!(Platform::parse(text).unwrap().to_string(), shown, "{text}");
         }
-        for text in ["", "/", "linux/", "a/b/c/d", "linux/am d64"] {
+        assert_eq!(Platform::parse("Linux").unwrap(), Platform::host());
+        for text in ["", "/", "linux/", "a/b/c/d", "linux/am d64", "bogus"] {
             assert!(Platform::parse(text).is_err(), "{text}");
         }
     }
