@@ -182,7 +182,10 @@ fn read_heredocs(line: &mut Line, reader: &mut Reader<'_>) -> Result<(), Diagnos
     for mut heredoc in Heredoc::announced(&line.original)? {
         loop {
             let Some((number, raw)) = reader.raw() else {
-                let hint = format!("end it with a line that holds only `{}`", heredoc.name);
+                let mut hint = format!("end it with a line that holds only `{}`", heredoc.name);
+                if heredoc.name.contains(')') {
+                    hint.push_str(", or write a shift without a blank after `<<`");
+                }
                 return Err(Diagnostic::error("unterminated heredoc").with_hint(hint));
             };
             line.span = line.span.join(reader.source.span_of_lines(number, number));
