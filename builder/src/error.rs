@@ -329,6 +329,9 @@ impl Error {
                 StepError::NoAgent { id } => Some(format!("give it with `--ssh {id}=SOCKET` or `--ssh {id}=KEYFILE`")),
                 StepError::NoEmulator { handler_is_lost, .. } => Some(emulator_hint(*handler_is_lost)),
                 StepError::File(error) => error.hint().map(str::to_owned),
+                StepError::Sandbox(RunError::Exec { source, .. }) if is_no_program(source) => Some(
+                    "it is a program for another processor (`--platform` builds for that), or a script without `#!`".to_owned(),
+                ),
                 StepError::Sandbox(error) if cause.kind() == Kind::Host => Some(host_hint(error)),
                 _ => None,
             },
@@ -389,6 +392,10 @@ fn host_hint(error: &RunError) -> String {
         _ => "RUN needs root with CAP_SYS_ADMIN, outside of any container that takes it away; builds without RUN work here"
             .to_owned(),
     }
+}
+
+fn is_no_program(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error())
 }
 
 /// What a person can do about a machine without an emulator.

@@ -15,7 +15,7 @@ the test, script or person that started it, whatever kills that one. A registry 
 
 The cache folder is $KILN_TEST_CACHE, else $XDG_CACHE_HOME/kiln-test, else ~/.cache/kiln-test. Removing it is safe.
 """
-import argparse, fcntl, functools, gzip, hashlib, http.server, io, json, os, shutil, signal, socket, stat, subprocess, sys
+import argparse, fcntl, functools, gzip, hashlib, http.server, io, json, os, random, shutil, signal, socket, stat, subprocess, sys
 import tarfile, tempfile, threading, time, urllib.request
 
 # Every file of a base image carries this time, so that the same packages give the same bytes.
@@ -446,19 +446,21 @@ def start_git_ssh(folder, key):
     with open(at("serve"), "w") as f:
         f.write(f"""#!/bin/sh
 export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
-cd {folder} && eval "set -- $SSH_ORIGINAL_COMMAND" && test "$1" = git-upload-pack && exec git upload-pack ".$2"
+cd {folder} && eval "set -- $SSH_ORIGINAL_COMMAND" && test "$1" = git-upload-pack && exec git upload-pack "./$2"
 """)
     os.chmod(at("serve"), 0o755)
     with open(at("authorized"), "w") as f:
         f.write(f"restrict,command=\"{at('serve')}\" {open(key).read()}")
     port, log = free_port(), at("log")
     os.makedirs("/run/sshd", exist_ok=True)
-    settings = [f"ListenAddress 127.0.0.1:{port}", f"HostKey {at('host')}", f"AuthorizedKeysFile {at('authorized')}", "UsePAM no",
+    # `user@host:path` can't name a port: an address of the loopback that nobody else uses.
+    usual = "127." + ".".join(str(random.randint(2, 250)) for _ in range(3))
+    settings = [f"ListenAddress 127.0.0.1:{port}", f"ListenAddress {usual}:22", f"HostKey {at('host')}", f"AuthorizedKeysFile {at('authorized')}", "UsePAM no",
                 "PasswordAuthentication no", "PermitRootLogin yes", "StrictModes no", "PidFile none"]
     argv = ["/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null"] + [word for setting in settings for word in ("-o", setting)]
     server = Server(start(argv, log), [own])
     wait_for("sshd", lambda: connects(port), server.child, log)
-    return server, {"host": f"127.0.0.1:{port}"}
+    return server, {"host": f"127.0.0.1:{port}", "usual": usual}
 
 
 def until_stdin_ends(server):

@@ -124,6 +124,9 @@ fn git_by_ssh_with_a_key() {
     let again = build(home, &dockerfile, &["--ssh", &ssh("default", &private)]).ok();
     assert_eq!(again.cached(), 2, "{}", again.stderr);
     build_at(home, &format!("{url}#v1"), &["--ssh", &ssh("default", &private)]).ok();
+    let short = format!("{user}@{}:repo", server.usual());
+    build(home, &format!("FROM busybox\nADD {short}#v1:dir /x\nRUN grep -qx deep /x/deep/g\n"), &["--ssh", &both]).ok();
+    build(home, &format!("FROM busybox\nADD {short} /x\nRUN grep -qx inner /x/mod/inner\n"), &["--ssh", &both]).ok();
 
     let socket = home.path("agent.sock");
     let script = format!(

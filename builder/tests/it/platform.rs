@@ -109,18 +109,41 @@ fn a_cross_build() {
     assert_eq!(platform_of(&home), "linux/arm64");
 }
 
+/// The header of a program for a processor that nobody made.
+fn program(machine: u8) -> Vec<u8> {
+    let mut program = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0".to_vec();
+    program.extend([machine, 0xee, 1, 0, 0, 0]);
+    program.resize(64, 0);
+    program
+}
+
+const PROGRAM: &str = "FROM scratch\nCOPY --chmod=755 sh /bin/sh\nRUN true\n";
+
 #[test]
 fn a_platform_that_nothing_emulates() {
     let home = home();
-    // An ELF header for a processor that nobody made: no handler can know it.
-    let mut program = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\xee\xee\x01\0\0\0".to_vec();
-    program.resize(64, 0);
-    home.write("c/sh", program);
-    let dockerfile = "FROM scratch\nCOPY --chmod=755 sh /bin/sh\nRUN true\n";
-    let outcome = build(&home, dockerfile, &["--platform", "linux/riscv64"]).fails(HOST);
+    home.write("c/sh", program(0xee));
+    let outcome = build(&home, PROGRAM, &["--platform", "linux/riscv64"]).fails(HOST);
     outcome.says(&["Dockerfile:3", ">>> RUN true", "/bin/sh", "linux/riscv64", "no emulator is registered", "qemu-user-static"]);
     // The same file in an image for this machine is another mistake.
-    let outcome = build(&home, dockerfile, &[]).fails(1).says(&["Dockerfile:3", "Exec format error"]);
+    let outcome = build(&home, PROGRAM, &[]).fails(1).says(&["Dockerfile:3", "Exec format error", "for another processor"]);
     assert!(!outcome.stderr.contains("emulator"), "{}", outcome.stderr);
     build(&home, "FROM scratch\nCOPY sh /\n", &["--platform", "linux/riscv64"]).ok();
+}
+
+/// A handler without the flag F looks for its program in the image.
+#[test]
+fn an_emulator_that_sandboxes_cannot_reach() {
+    const HANDLERS: &str = "/proc/sys/fs/binfmt_misc";
+    let name = format!("kiln-test-{}", std::process::id());
+    let magic = r"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xed\xee";
+    let handler = format!(":{name}:M::{magic}::/nonexistent/emulator:");
+    if let Err(error) = std::fs::write(format!("{HANDLERS}/register"), handler) {
+        return skipped("an_emulator_that_sandboxes_cannot_reach", &format!("no handler can be registered: {error}"));
+    }
+    let home = home();
+    home.write("c/sh", program(0xed));
+    let outcome = build(&home, PROGRAM, &["--platform", "linux/riscv64"]);
+    std::fs::write(format!("{HANDLERS}/{name}"), "-1").unwrap();
+    outcome.fails(HOST).says(&["Dockerfile:3", "linux/riscv64", "its emulator is not found in the sandbox", "the flag F"]);
 }

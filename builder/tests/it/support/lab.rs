@@ -272,4 +272,9 @@ impl FolderServer {
     pub(crate) fn host(&self) -> &str {
         self.0.fact("host").expect("a server says its host")
     }
+
+    /// The address at which a server of ssh has the usual port, too.
+    pub(crate) fn usual(&self) -> &str {
+        self.0.fact("usual").expect("a server of ssh says its other address")
+    }
 }
