@@ -72,7 +72,7 @@ const PROXIES: &str = "proxy variables that were not declared";
 const CACHE_ID: &str = "id and sharing mode of a cache mount";
 const SECRET_VALUE: &str = "a secret's value, and whether an optional one was given";
 const CREDENTIALS: &str = "credentials of ADD";
-const LIMITS: &str = "the size of `/dev/shm`, limits of processes";
+const LIMITS: &str = "the size of `/dev/shm`, limits of processes and of all of them together";
 const OTHER_PLATFORM: &str = "the platform of a step that runs nothing";
 const FORM: &str = "the form of the text: blanks, comments, case of keywords";
 

@@ -214,7 +214,7 @@ P"#;
         COPY --chmod=4711 Dockerfile /k/suid\n\
         FROM busybox\nCOPY --from=a /k /k\nCOPY d /d\n\
         RUN test \"$(stat -c '%F %t:%T %u:%g' /k/n)\" = 'character special file 1:3 5:6' && test \"$(stat -c '%F %t:%T' /k/b)\" = 'block special file 7:9'\n\
-        RUN test -p /k/p && test $(stat -c '%a %h' /k/p | tr -d ' ') = 6402 && test $(stat -c %a /k/suid) = 4711 && test -p /d/fifo && test ! -e /d/socket\n\
+        RUN test -p /k/p && test $(stat -c '%a %h' /k/p | tr -d ' ') = 6402 && test $(stat -c %a /k/suid) = 4711 && test -p /d/fifo && test -f /d/socket && test ! -s /d/socket\n\
         RUN grep -q '^user' /dev/null || test $(stat -c %h /d/cap) = 2\n";
     home.context("c", dockerfile);
     let archive = home.path("image.tar");
