@@ -70,6 +70,10 @@ if [[ -n $needed ]]; then
     install $needed
 fi
 for package in $optional; do
+    if [[ $package == openssh-server && -d /run/systemd/system ]]; then
+        echo "not installing $package, which would let people into this machine: tests that need it are skipped"
+        continue
+    fi
     echo "installing $package"
     install "$package" || echo "could not install $package: tests that need it are skipped"
 done

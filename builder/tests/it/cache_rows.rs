@@ -460,10 +460,10 @@ impl Lab {
 
 /// The keyword of the last instruction that is a step.
 fn last_keyword(dockerfile: &str) -> &str {
-    let words = dockerfile
+    let mut words = dockerfile
         .lines()
         .filter_map(|line| line[line.find('}').filter(|_| line.starts_with('{')).map_or(0, |i| i + 1)..].split(' ').next());
-    words.filter(|word| ["RUN", "run", "COPY", "ADD", "WORKDIR"].contains(word)).next_back().expect("a row has a step")
+    words.rfind(|word| ["RUN", "run", "COPY", "ADD", "WORKDIR"].contains(word)).expect("a row has a step")
 }
 
 /// A row is built twice: hit or miss as it says.
