@@ -211,10 +211,8 @@ fn check(m: &MountSpec) -> Result<(), Diagnostic> {
     if m.kind == MountType::Secret && m.env.as_deref() == Some("") {
         return error("invalid value for env: a variable needs a name".to_owned());
     }
-    if m.kind == MountType::Ssh {
-        if !m.source.is_empty() {
-            return error("ssh mount does not support source".to_owned());
-        }
+    if m.kind == MountType::Ssh && !m.source.is_empty() {
+        return error("ssh mount does not support source".to_owned());
     }
     if m.sharing.is_some() && m.kind != MountType::Cache {
         return error(format!("invalid cache sharing set for {} mount", m.kind.name()));
