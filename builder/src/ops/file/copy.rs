@@ -213,7 +213,7 @@ impl<'c> Copier<'c> {
         let mut path = dest.path.clone();
         for dir in &selected.under {
             path = path.join(dir.name());
-            fresh = self.dir(&shown, dir, &path, fresh)?;
+            fresh = self.passed(&shown, dir, &path, fresh)?;
         }
         if selected.place.kind() == Kind::Dir {
             if !selected.name.is_empty() {
@@ -327,6 +327,22 @@ impl<'c> Copier<'c> {
         self.upper.mkdir(dest, &attrs).map_err(|cause| write_error(from, dest, cause))?;
         self.stats.dirs += 1;
         Ok(there.is_none())
+    }
+
+    /// As [`Self::dir`] for a directory above what `--parents` selects: one that is there keeps its owner (fsutil copy
+    /// createParentDirs).
+    fn passed(&mut self, from: &str, dir: &Place<'_>, dest: &ImagePath, fresh: bool) -> Result<bool, FileError> {
+        let there = if fresh { None } else { self.lookup(from, dest)?.filter(|meta| meta.kind == Kind::Dir) };
+        let Some(there) = there else { return self.dir(from, dir, dest, fresh) };
+        let new = attrs(&dir.meta(), dir.xattrs()?, self.owner, self.chmod.as_ref());
+        let xattrs = match self.upper.parent().lookup(dest)? {
+            Some(node) => node.xattrs()?,
+            None => new.xattrs,
+        };
+        let kept = Attrs { uid: there.uid, gid: there.gid, xattrs, ..new };
+        self.upper.mkdir(dest, &kept).map_err(|cause| write_error(from, dest, cause))?;
+        self.stats.dirs += 1;
+        Ok(false)
     }
 
     /// Whether a file can be placed at `dest`.

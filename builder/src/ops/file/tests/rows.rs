@@ -216,7 +216,7 @@ fn excludes_and_parents() {
                 "d dir/sub 711 0:0",
                 "f dir/sub/x 644 0:0 X",
                 "d dirA 755 0:0",
-                "d dirA/sub 755 0:0",
+                "d dirA/sub 755 5:6",
                 "f dirA/sub/s 644 0:0 S",
             ],
         ),
