@@ -282,6 +282,8 @@ fn named_contexts_come_first() {
     let files = Fixture { contexts: contexts(NamedKind::Files), ..Fixture::default() };
     let image = NamedKind::Image(Reference::parse("tool:2").unwrap());
     let image = Fixture { contexts: contexts(image), ..Fixture::default() };
+    let triggers = NamedKind::Image(Reference::parse("onbuild").unwrap());
+    let triggers = Fixture { contexts: contexts(triggers), ..Fixture::default() };
     let steps = |fixture: &Fixture, text: &str| {
         let vertices = fixture.lower(text).graph.vertices;
         let op = |vertex: &Vertex| match &vertex.op {
@@ -293,7 +295,11 @@ fn named_contexts_come_first() {
         };
         vertices.iter().map(op).collect::<Vec<_>>()
     };
-    let rows: [(&Fixture, &str, &[&str]); 9] = [
+    let rows: [(&Fixture, &str, &[&str]); 12] = [
+        // Triggers run in a stage that starts from the image, not in one whose place it takes, nor in that one's heirs.
+        (&triggers, "FROM ctx\nRUN x", &["tool:1", "onbuild:latest", "Vertex(Some(VertexId(0)))", "[]", "[]"]),
+        (&triggers, "FROM missing AS ctx\nONBUILD RUN z", &["onbuild:latest"]),
+        (&triggers, "FROM missing AS ctx\nFROM ctx\nRUN y", &["onbuild:latest", "[]"]),
         (&files, "FROM ctx\nRUN x", &["Named(0)", "[]"]),
         (&files, "FROM docker.io/library/ctx:latest\n", &["Named(0)"]),
         (&files, "FROM ctx:1\n", &["ctx:1"]),
