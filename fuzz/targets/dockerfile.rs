@@ -106,9 +106,10 @@ fn lowered(parsed: &Parsed, source: &Source, options: &LowerOptions) -> Result<B
     loop {
         match lower(parsed, source, options, &bases)? {
             Lowered::Build(build) => return Ok(*build),
-            Lowered::Needs(needs) => {
-                assert!(!needs.is_empty());
-                for need in needs {
+            Lowered::Needs { images, warnings } => {
+                assert!(!images.is_empty());
+                shown(source, &warnings);
+                for need in images {
                     assert!(bases.get(&need.reference, &need.platform).is_none(), "{need:?} was handed in");
                     lies_in(source, need.span);
                     let image = base(&need.reference.familiar_repository(), &need.platform);
