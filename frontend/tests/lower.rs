@@ -322,6 +322,20 @@ fn named_contexts_come_first() {
     assert_eq!(layers, ["[context ctx:latest] load from client", "COPY a / # buildkit"]);
 }
 
+#[test]
+fn keep_git_dir_says_that_an_address_is_a_repositorys() {
+    let address = || "https://h/a".to_owned();
+    for (flag, expected) in [
+        ("", CopySource::Http(address())),
+        ("--keep-git-dir", CopySource::Git(address())),
+        ("--keep-git-dir=false", CopySource::Git(address())),
+    ] {
+        let build = Fixture::default().lower(&format!("FROM scratch\nADD {flag} https://h/a /b\n"));
+        let Op::Copy(copy) = &build.graph.vertices[0].op else { panic!("{:?}", build.graph) };
+        assert_eq!(copy.sources, [expected], "{flag}");
+    }
+}
+
 /// Addresses of `ADD` are shown to everybody, their passwords to nobody.
 #[test]
 fn git_addresses() {

@@ -30,8 +30,9 @@ impl Lowering<'_> {
                     self.ignored_lint(command, path, is_add);
                     CopySource::Path(path.clone())
                 }
-                (Address::Http, true) => CopySource::Http(path.clone()),
-                (Address::Git, true) => CopySource::Git(path.clone()),
+                // The flag is enough to say that an address without `.git` is a repository's (BuildKit dfgitutil).
+                (Address::Http, true) if t.keep_git_dir.is_none() => CopySource::Http(path.clone()),
+                (Address::Http | Address::Git, true) => CopySource::Git(path.clone()),
                 (Address::Http, false) => {
                     return Err(Diagnostic::error("source can't be a URL for COPY").with_hint("use ADD to download"));
                 }
