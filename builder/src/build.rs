@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use kiln_frontend::ignore::PatternMatcher;
 use kiln_frontend::{Diagnostic, LowerOptions, Lowered, NamedContext, NamedKind, Parsed, Source, lower, parse};
@@ -83,7 +84,8 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
     let (mut build, bases) = lowered.map_err(|rejected| rejected.tell(engine, &source))?;
     engine.events.lints(&source, std::mem::take(&mut build.warnings));
 
-    let now = humantime::format_rfc3339_nanos(request.clock).to_string();
+    let clock = build.epoch.map_or(request.clock, |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+    let now = humantime::format_rfc3339_nanos(clock).to_string();
     let located: Vec<OnceLock<Located>> = request.named_contexts.iter().map(|_| OnceLock::new()).collect();
     let named = request
         .named_contexts
@@ -110,7 +112,7 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
         group: &request.group,
         grants: &request.grants,
         now: &now,
-        clock: request.clock,
+        clock,
     };
     for flag in lacking(engine, request) {
         engine.events.warn(format!("`{flag}` is not enforced: this machine has no control group that kiln could set it for"));

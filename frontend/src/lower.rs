@@ -172,6 +172,8 @@ pub struct Build {
     pub warnings: Vec<Diagnostic>,
     /// What the target can be given from outside.
     pub outline: Outline,
+    /// The time to write for now, in seconds since 1970: what a global `ARG SOURCE_DATE_EPOCH` holds.
+    pub epoch: Option<u64>,
 }
 
 /// The configuration of the image to be, without what only building can tell.
@@ -208,6 +210,7 @@ pub fn lower(parsed: &Parsed, source: &Source, options: &LowerOptions, bases: &B
     };
     let mut plan = Plan::new(parsed, options).map_err(reject)?;
     let images = plan.resolve(bases).map_err(|errors| reject(errors.into_iter().chain(plan.lints.clone()).collect()))?;
+    let epoch = epoch(parsed, &plan).map_err(|error| reject(vec![error]))?;
     if !images.is_empty() {
         return Ok(Lowered::Needs { images, warnings: lints(plan.lints) });
     }
@@ -258,7 +261,19 @@ pub fn lower(parsed: &Parsed, source: &Source, options: &LowerOptions, bases: &B
     }
     let (graph, target_id) = prune(graph, target.parent);
     let image = ImageTemplate { base: target.base, config: image, history: target.history };
-    Ok(Lowered::Build(Box::new(Build { graph, target: target_id, image, warnings, outline })))
+    Ok(Lowered::Build(Box::new(Build { graph, target: target_id, image, warnings, outline, epoch })))
+}
+
+/// What a global `ARG SOURCE_DATE_EPOCH` says (BuildKit dockerfile2llb, epoch.go). The names of sources are not among what it
+/// can say yet.
+fn epoch(parsed: &Parsed, plan: &Plan<'_>) -> Result<Option<u64>, Diagnostic> {
+    const NAME: &str = "SOURCE_DATE_EPOCH";
+    let Some(value) = plan.global_args.get(NAME).filter(|value| !value.is_empty()) else { return Ok(None) };
+    value.parse().map(Some).map_err(|_| {
+        let error = Diagnostic::error(format!("invalid {NAME}: {value}")).with_hint("give a number of seconds since 1970");
+        let line = parsed.dockerfile.global_args.iter().rfind(|(args, _)| args.iter().any(|arg| arg.name == NAME));
+        line.map_or(error.clone(), |(_, span)| error.at(*span))
+    })
 }
 
 /// Only Docker's own language is built in.

@@ -323,6 +323,20 @@ fn named_contexts_come_first() {
 }
 
 #[test]
+fn a_global_epoch_is_the_time_of_the_build() {
+    for (text, expected) in [
+        ("FROM scratch", None),
+        ("ARG SOURCE_DATE_EPOCH\nFROM scratch", None),
+        ("ARG SOURCE_DATE_EPOCH=\nFROM scratch", None),
+        ("ARG SOURCE_DATE_EPOCH=1445412480\nFROM scratch", Some(1445412480)),
+        ("ARG E=7\nARG SOURCE_DATE_EPOCH=${E}0\nFROM scratch", Some(70)),
+        ("FROM scratch\nARG SOURCE_DATE_EPOCH=7", None),
+    ] {
+        assert_eq!(Fixture::default().lower(text).epoch, expected, "{text}");
+    }
+}
+
+#[test]
 fn keep_git_dir_says_that_an_address_is_a_repositorys() {
     let address = || "https://h/a".to_owned();
     for (flag, expected) in [
