@@ -51,12 +51,7 @@ pub fn copy(
     if items.is_empty() {
         return Ok(CopyStats::default());
     }
-    let owner = match op.chown.as_deref() {
-        // With --link there is no list to find a name in, so that a name can only be a mistake.
-        Some(spec) if op.link => Some(owner::listed(spec, parent)?),
-        Some(spec) => Some(owner::of_chown(spec, parent, warn)?),
-        None => None,
-    };
+    let owner = op.chown.as_deref().map(|spec| owner::of_chown(spec, parent)).transpose()?;
     let chmod = match &op.chmod {
         Some(spec) => Some(Chmod::parse(spec).ok_or_else(|| FileError::Mode { spec: spec.clone() })?),
         None => None,

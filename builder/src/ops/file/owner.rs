@@ -9,28 +9,9 @@ use super::FileError;
 /// More than any honest list of users has; a hostile one is not read to its end.
 const MAX_LIST: u64 = 1 << 20;
 
-/// Whom `--chown` means in the image `view`. A user that the image doesn't list is 0, and a group that it doesn't list is the
-/// user's own, as BuildKit has it (solver/llbsolver/ops readUser, checked against it); `warn` is told.
-pub(super) fn of_chown(spec: &str, view: &View, warn: &mut dyn FnMut(String)) -> Result<Owner, FileError> {
-    match listed(spec, view) {
-        Err(error @ FileError::Owner { cause: OwnerError::UnknownUser(_), .. }) => {
-            warn(format!("{}; 0 is taken", told(&error)));
-            match spec.split_once(':') {
-                Some((_, group)) => of_chown(&format!("0:{group}"), view, warn),
-                None => Ok(Owner::ROOT),
-            }
-        }
-        Err(error @ FileError::Owner { cause: OwnerError::UnknownGroup(_), .. }) => {
-            warn(format!("{}; the user's own is taken", told(&error)));
-            let user = spec.split(':').next().unwrap_or_default();
-            of_chown(if user.is_empty() { "0" } else { user }, view, warn)
-        }
-        owner => owner,
-    }
-}
-
-/// As [`of_chown`], but the image must list every name.
-pub(super) fn listed(spec: &str, view: &View) -> Result<Owner, FileError> {
+/// Whom `--chown` means in the image `view`, which must list every name: BuildKit takes 0 for one that it doesn't find, so that
+/// a misspelt name would give the files to root.
+pub(super) fn of_chown(spec: &str, view: &View) -> Result<Owner, FileError> {
     // `name:` and `:group`: what is left out is 0 (BuildKit dockerfile2llb parseChownFlag, checked against it).
     let spelled = match spec.split_once(':') {
         Some((user, "")) if !user.is_empty() => format!("{user}:0"),
@@ -40,19 +21,23 @@ pub(super) fn listed(spec: &str, view: &View) -> Result<Owner, FileError> {
     find(spec, &spelled, view)
 }
 
-/// Whom `USER` means in the image `view` for a WORKDIR; nothing is root. Only a RUN needs the user to exist.
+/// Whom `USER` means in the image `view` for a WORKDIR; nothing is root. Only a RUN needs the user to exist: one that the image
+/// doesn't list is 0 here, and a group that it doesn't list is the user's own, as BuildKit has it (solver/llbsolver/ops readUser,
+/// checked against it).
 pub(super) fn of_user(spec: &str, view: &View) -> Result<Owner, FileError> {
     if spec.is_empty() {
         return Ok(Owner::ROOT);
     }
-    of_chown(spec, view, &mut |_| {})
-}
-
-fn told(error: &FileError) -> String {
-    match error {
-        FileError::Owner { spec, cause, hint: Some(hint) } => format!("--chown={spec}: {cause} ({hint})"),
-        FileError::Owner { spec, cause, hint: None } => format!("--chown={spec}: {cause}"),
-        other => other.to_string(),
+    match of_chown(spec, view) {
+        Err(FileError::Owner { cause: OwnerError::UnknownUser(_), .. }) => match spec.split_once(':') {
+            Some((_, group)) => of_user(&format!("0:{group}"), view),
+            None => Ok(Owner::ROOT),
+        },
+        Err(FileError::Owner { cause: OwnerError::UnknownGroup(_), .. }) => {
+            let user = spec.split(':').next().unwrap_or_default();
+            of_user(if user.is_empty() { "0" } else { user }, view)
+        }
+        owner => owner,
     }
 }
 
