@@ -86,6 +86,10 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
 
     let clock = build.epoch.map_or(request.clock, |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
     let now = humantime::format_rfc3339_nanos(clock).to_string();
+    if build.epoch.is_some() {
+        // Also of what a cache made at another time.
+        build.image.history.iter_mut().for_each(|entry| entry.created = Some(now.clone()));
+    }
     let located: Vec<OnceLock<Located>> = request.named_contexts.iter().map(|_| OnceLock::new()).collect();
     let named = request
         .named_contexts

@@ -172,7 +172,7 @@ pub struct Build {
     pub warnings: Vec<Diagnostic>,
     /// What the target can be given from outside.
     pub outline: Outline,
-    /// The time to write for now, in seconds since 1970: what a global `ARG SOURCE_DATE_EPOCH` holds.
+    /// The time to write for now, in seconds since 1970: what the build argument or a global `ARG SOURCE_DATE_EPOCH` says.
     pub epoch: Option<u64>,
 }
 
@@ -210,7 +210,7 @@ pub fn lower(parsed: &Parsed, source: &Source, options: &LowerOptions, bases: &B
     };
     let mut plan = Plan::new(parsed, options).map_err(reject)?;
     let images = plan.resolve(bases).map_err(|errors| reject(errors.into_iter().chain(plan.lints.clone()).collect()))?;
-    let epoch = epoch(parsed, &plan).map_err(|error| reject(vec![error]))?;
+    let epoch = epoch(parsed, options, &plan).map_err(|error| reject(vec![error]))?;
     if !images.is_empty() {
         return Ok(Lowered::Needs { images, warnings: lints(plan.lints) });
     }
@@ -264,11 +264,12 @@ pub fn lower(parsed: &Parsed, source: &Source, options: &LowerOptions, bases: &B
     Ok(Lowered::Build(Box::new(Build { graph, target: target_id, image, warnings, outline, epoch })))
 }
 
-/// What a global `ARG SOURCE_DATE_EPOCH` says (BuildKit dockerfile2llb, epoch.go). The names of sources are not among what it
+/// What `SOURCE_DATE_EPOCH` says, as a build argument or a global `ARG` (BuildKit dockerfile2llb, epoch.go). The names of sources are not among what it
 /// can say yet.
-fn epoch(parsed: &Parsed, plan: &Plan<'_>) -> Result<Option<u64>, Diagnostic> {
+fn epoch(parsed: &Parsed, options: &LowerOptions, plan: &Plan<'_>) -> Result<Option<u64>, Diagnostic> {
     const NAME: &str = "SOURCE_DATE_EPOCH";
-    let Some(value) = plan.global_args.get(NAME).filter(|value| !value.is_empty()) else { return Ok(None) };
+    let value = build_arg(options, NAME).or_else(|| plan.global_args.get(NAME));
+    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(None) };
     value.parse().map(Some).map_err(|_| {
         let error = Diagnostic::error(format!("invalid {NAME}: {value}")).with_hint("give a number of seconds since 1970");
         let line = parsed.dockerfile.global_args.iter().rfind(|(args, _)| args.iter().any(|arg| arg.name == NAME));

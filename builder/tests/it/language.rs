@@ -237,6 +237,21 @@ fn a_workdir_is_cleaned_before_it_is_made() {
     builds(&[], dockerfile, &[]);
 }
 
+/// Steps that a cache holds from another day tell the epoch, too.
+#[test]
+fn the_epoch_is_the_time_of_cached_steps_as_well() {
+    let home = Home::new();
+    let context = home.context("c", "ARG SOURCE_DATE_EPOCH\nFROM scratch\nCOPY Dockerfile /\nLABEL a=b\n");
+    let archive = home.path("image.tar");
+    let output = format!("type=oci,dest={}", archive.display());
+    // `created` of the image, of two instructions, and in the index.
+    for (arg, times) in [("SOURCE_DATE_EPOCH=", 0), ("SOURCE_DATE_EPOCH=7", 4)] {
+        home.run(["build", "--output", &output, "--build-arg", arg, context.to_str().unwrap()]).ok();
+        let bytes = std::fs::read(&archive).unwrap();
+        assert_eq!(String::from_utf8_lossy(&bytes).matches("\"1970-01-01T00:00:07").count(), times, "{arg}");
+    }
+}
+
 /// What a later issue deepens answers with the line and says so; it never does something else in silence.
 #[test]
 fn what_is_not_there_yet_says_so() {
