@@ -41,7 +41,9 @@ fn sound(lexer: &Lexer, word: &str, env: &Env, got: &Expansion) {
     }
     if !word.contains(|c: char| c == '$' || c == lexer.escape || (quoted(c) && !lexer.ignore_quotes)) {
         assert_eq!(got.text, word);
-        assert_eq!(got.words, word.split(blank).filter(|w| !w.is_empty()).collect::<Vec<_>>());
+        // Blanks between `<<` and a delimiter end no word.
+        let heredoc = word.contains("<<");
+        assert!(heredoc || got.words == word.split(blank).filter(|w| !w.is_empty()).collect::<Vec<_>>(), "{got:?}");
     }
     // Words are the text but for blanks.
     let letters = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
