@@ -50,6 +50,8 @@ pub(crate) struct Scope {
     pub all_stages: bool,
     /// The main context's ignore file.
     pub ignore: PatternMatcher,
+    /// When the main context was made, in seconds since 1970.
+    pub context_epoch: Option<u64>,
 }
 
 /// Why a Dockerfile can't be lowered.
@@ -79,13 +81,13 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
     let main = locate_main(engine, request)?;
     let (source, parsed, path) = load_definition(engine, request, &main)?;
     let ignore = load_main_ignore(engine, &main, path.as_deref())?;
-    let scope = Scope { all_stages: false, ignore: ignore.clone() };
+    let scope = Scope { all_stages: false, ignore: ignore.clone(), context_epoch: main.epoch };
     let lowered = lower_all(engine, request, &source, &parsed, scope);
     let (mut build, bases) = lowered.map_err(|rejected| rejected.tell(engine, &source))?;
     engine.events.lints(&source, std::mem::take(&mut build.warnings));
 
     let clock = build.epoch.map_or(request.clock, |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-    let now = humantime::format_rfc3339_nanos(clock).to_string();
+    let now = humantime::format_rfc3339(clock).to_string();
     if build.epoch.is_some() {
         // Also of what a cache made at another time.
         build.image.history.iter_mut().for_each(|entry| entry.created = Some(now.clone()));
@@ -277,6 +279,7 @@ pub(crate) fn lower_all(
         contexts: named_contexts(request, &mut bases.layouts)?,
         all_stages: scope.all_stages,
         ignore: Some(scope.ignore),
+        context_epoch: scope.context_epoch,
         ..LowerOptions::default()
     };
     loop {

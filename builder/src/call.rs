@@ -28,9 +28,9 @@ pub struct Checked {
 /// images are asked for, because they take part in what variables mean.
 pub fn check(engine: &Engine, request: &BuildRequest) -> Result<Checked, Error> {
     let definition = define(engine, request, true)?;
-    let Definition { source, parsed, path, ignore } = definition;
+    let Definition { source, parsed, path, ignore, context_epoch } = definition;
     let all_stages = request.language.target.as_ref().is_none_or(String::is_empty);
-    let (warnings, error) = match lower_all(engine, request, &source, &parsed, Scope { all_stages, ignore }) {
+    let (warnings, error) = match lower_all(engine, request, &source, &parsed, Scope { all_stages, ignore, context_epoch }) {
         Ok((build, _)) => (build.warnings, None),
         Err(rejected) => (rejected.warnings, Some(rejected.error)),
     };
@@ -43,8 +43,8 @@ pub fn check(engine: &Engine, request: &BuildRequest) -> Result<Checked, Error> 
 
 /// Lists what the target can be given from outside.
 pub fn outline(engine: &Engine, request: &BuildRequest) -> Result<(Outline, Arc<Source>), Error> {
-    let Definition { source, parsed, ignore, .. } = define(engine, request, true)?;
-    let lowered = lower_all(engine, request, &source, &parsed, Scope { all_stages: false, ignore });
+    let Definition { source, parsed, ignore, context_epoch, .. } = define(engine, request, true)?;
+    let lowered = lower_all(engine, request, &source, &parsed, Scope { all_stages: false, ignore, context_epoch });
     let (build, _) = lowered.map_err(|rejected| rejected.tell(engine, &source))?;
     engine.events.lints(&source, build.warnings);
     Ok((build.outline, source))
@@ -65,6 +65,8 @@ struct Definition {
     parsed: Parsed,
     path: Option<PathBuf>,
     ignore: PatternMatcher,
+    /// When the main context was made.
+    context_epoch: Option<u64>,
 }
 
 fn define(engine: &Engine, request: &BuildRequest, with_ignore: bool) -> Result<Definition, Error> {
@@ -74,5 +76,5 @@ fn define(engine: &Engine, request: &BuildRequest, with_ignore: bool) -> Result<
         true => load_main_ignore(engine, &main, path.as_deref())?,
         false => PatternMatcher::default(),
     };
-    Ok(Definition { source, parsed, path, ignore })
+    Ok(Definition { source, parsed, path, ignore, context_epoch: main.epoch })
 }

@@ -29,6 +29,9 @@ use stage::Lowering;
 pub struct LowerOptions {
     /// `--build-arg`; the last of equal names counts.
     pub build_args: Vec<(String, String)>,
+    /// What the build argument `SOURCE_DATE_EPOCH=context` stands for: when the main context was made, in seconds since 1970. A
+    /// folder has no such time.
+    pub context_epoch: Option<u64>,
     /// `--target`: the name of a stage, or its number.
     pub target: Option<String>,
     /// `--label`; they beat the Dockerfile's.
@@ -61,6 +64,7 @@ impl Default for LowerOptions {
     fn default() -> LowerOptions {
         LowerOptions {
             build_args: Vec::new(),
+            context_epoch: None,
             target: None,
             labels: Vec::new(),
             build_platform: Platform::host(),
@@ -209,6 +213,13 @@ pub fn lower(parsed: &Parsed, source: &Source, options: &LowerOptions, bases: &B
         errors
     };
     let mut plan = Plan::new(parsed, options).map_err(reject)?;
+    if epoch_value(options, &plan) == Some("context") {
+        // From here on as if the time had been given: that is what stages see, too.
+        let time = options.context_epoch.map_or_else(String::new, |seconds| seconds.to_string());
+        let mut options = options.clone();
+        options.build_args.push((EPOCH.to_owned(), time));
+        return lower(parsed, source, &options, bases);
+    }
     let images = plan.resolve(bases).map_err(|errors| reject(errors.into_iter().chain(plan.lints.clone()).collect()))?;
     let epoch = epoch(parsed, options, &plan).map_err(|error| reject(vec![error]))?;
     if !images.is_empty() {
@@ -264,15 +275,21 @@ pub fn lower(parsed: &Parsed, source: &Source, options: &LowerOptions, bases: &B
     Ok(Lowered::Build(Box::new(Build { graph, target: target_id, image, warnings, outline, epoch })))
 }
 
-/// What `SOURCE_DATE_EPOCH` says, as a build argument or a global `ARG` (BuildKit dockerfile2llb, epoch.go). The names of sources are not among what it
-/// can say yet.
+/// The time of the build, from reproducible-builds.org.
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
+
+/// What `SOURCE_DATE_EPOCH` says, as a build argument or a global `ARG` (BuildKit dockerfile2llb, epoch.go).
+fn epoch_value<'v>(options: &'v LowerOptions, plan: &'v Plan<'_>) -> Option<&'v str> {
+    build_arg(options, EPOCH).or_else(|| plan.global_args.get(EPOCH)).filter(|value| !value.is_empty())
+}
+
+/// The time that it says. Of the names of sources it can say `context` alone; stages and named contexts are not there yet.
 fn epoch(parsed: &Parsed, options: &LowerOptions, plan: &Plan<'_>) -> Result<Option<u64>, Diagnostic> {
-    const NAME: &str = "SOURCE_DATE_EPOCH";
-    let value = build_arg(options, NAME).or_else(|| plan.global_args.get(NAME));
-    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(None) };
+    let Some(value) = epoch_value(options, plan) else { return Ok(None) };
     value.parse().map(Some).map_err(|_| {
-        let error = Diagnostic::error(format!("invalid {NAME}: {value}")).with_hint("give a number of seconds since 1970");
-        let line = parsed.dockerfile.global_args.iter().rfind(|(args, _)| args.iter().any(|arg| arg.name == NAME));
+        let error = Diagnostic::error(format!("invalid {EPOCH}: {value}"))
+            .with_hint("give a number of seconds since 1970, or `context` for the time of the build context");
+        let line = parsed.dockerfile.global_args.iter().rfind(|(args, _)| args.iter().any(|arg| arg.name == EPOCH));
         line.map_or(error.clone(), |(_, span)| error.at(*span))
     })
 }

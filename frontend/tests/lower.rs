@@ -331,9 +331,13 @@ fn a_global_epoch_is_the_time_of_the_build() {
         ("ARG SOURCE_DATE_EPOCH=1445412480\nFROM scratch", Some(1445412480)),
         ("ARG E=7\nARG SOURCE_DATE_EPOCH=${E}0\nFROM scratch", Some(70)),
         ("FROM scratch\nARG SOURCE_DATE_EPOCH=7", None),
+        ("ARG SOURCE_DATE_EPOCH=context\nFROM scratch", Some(99)),
+        ("ARG C=context\nARG SOURCE_DATE_EPOCH=$C\nFROM scratch", Some(99)),
     ] {
-        assert_eq!(Fixture::default().lower(text).epoch, expected, "{text}");
+        let fixture = Fixture { context_epoch: Some(99), ..Fixture::default() };
+        assert_eq!(fixture.lower(text).epoch, expected, "{text}");
     }
+    assert_eq!(Fixture::default().lower("ARG SOURCE_DATE_EPOCH=context\nFROM scratch").epoch, None);
 }
 
 #[test]

@@ -120,10 +120,11 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
     {
         build_args.push((EPOCH.to_owned(), value));
     }
-    let clock = match build_args.iter().find(|(key, value)| key == EPOCH && !value.is_empty()) {
+    let clock = match build_args.iter().find(|(key, value)| key == EPOCH && !matches!(value.as_str(), "" | "context")) {
         Some((_, value)) => {
-            let seconds =
-                value.parse().map_err(|_| Failure::usage(format!("invalid {EPOCH} `{value}`: it is a number of seconds")))?;
+            let seconds = value
+                .parse()
+                .map_err(|_| Failure::usage(format!("invalid {EPOCH} `{value}`: it is a number of seconds, or `context`")))?;
             SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
         }
         None => now,

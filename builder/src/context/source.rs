@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use kiln_store::Prepared;
 use kiln_store::layer::upper::UpperWriter;
@@ -28,6 +29,9 @@ const MAX_TEXT: u64 = 16 << 20;
 pub(crate) struct Located {
     folder: PathBuf,
     origin: Kept,
+    /// When it was made, in seconds since 1970: a repository's commit, what the server of an archive says, or else the newest
+    /// file of the archive (BuildKit dockerfile2llb, epoch.go). A folder has no such time.
+    pub(crate) epoch: Option<u64>,
     /// What an address gave that is no archive.
     pub(crate) text: Option<Vec<u8>>,
 }
@@ -52,8 +56,8 @@ impl Located {
         matches!(self.origin, Kept::User)
     }
 
-    fn draft(draft: Prepared, text: Option<Vec<u8>>) -> Self {
-        Self { folder: draft.upper.clone(), origin: Kept::Draft { _draft: draft }, text }
+    fn draft(draft: Prepared, epoch: Option<u64>, text: Option<Vec<u8>>) -> Self {
+        Self { folder: draft.upper.clone(), origin: Kept::Draft { _draft: draft }, epoch, text }
     }
 }
 
@@ -75,21 +79,25 @@ pub(crate) fn locate(
     task: Option<&Task>,
 ) -> Result<Located, ContextError> {
     match source {
-        ContextSource::Folder(folder) => Ok(Located { folder: folder.clone(), origin: Kept::User, text: None }),
-        ContextSource::Empty => Ok(Located::draft(engine.store.layers().prepare(None)?, None)),
+        ContextSource::Folder(folder) => Ok(Located { folder: folder.clone(), origin: Kept::User, epoch: None, text: None }),
+        ContextSource::Empty => Ok(Located::draft(engine.store.layers().prepare(None)?, None, None)),
         ContextSource::Archive { start } => {
             let archive = Cursor::new(start.clone()).chain(io::stdin());
-            Ok(Located::draft(unpack(engine, archive, "-")?, None))
+            let (draft, newest) = unpack(engine, archive, "-")?;
+            Ok(Located::draft(draft, newest, None))
         }
         ContextSource::Http(url) => {
             let fetched = http::fetch(url, &engine.store, None, access.grants, &|done, total| {
                 task.into_iter().for_each(|task| task.status("downloading", done, total));
             })?;
             if begins_as_archive(fetched.open()?) {
-                return Ok(Located::draft(unpack(engine, fetched.open()?, &fetched.shown)?, None));
+                let (draft, newest) = unpack(engine, fetched.open()?, &fetched.shown)?;
+                let said = fetched.last_modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+                return Ok(Located::draft(draft, said.map(|time| time.as_secs()).or(newest), None));
             }
             let text = read_text(fetched.open()?).map_err(|cause| http::HttpError::Body { url: fetched.shown.clone(), cause })?;
-            Ok(Located::draft(engine.store.layers().prepare(None)?, Some(text)))
+            let said = fetched.last_modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+            Ok(Located::draft(engine.store.layers().prepare(None)?, said.map(|time| time.as_secs()), Some(text)))
         }
         ContextSource::Git(url) => {
             let Access { environment, grants } = access;
@@ -101,7 +109,8 @@ pub(crate) fn locate(
                 task.status_done(&format!("{} {}", found.shown(), found.commit()), 0, None);
             }
             let checkout = found.check_out()?;
-            Ok(Located { folder: checkout.folder().to_owned(), origin: Kept::Checkout { _checkout: checkout }, text: None })
+            let (folder, epoch) = (checkout.folder().to_owned(), checkout.time.try_into().ok());
+            Ok(Located { folder, origin: Kept::Checkout { _checkout: checkout }, epoch, text: None })
         }
     }
 }
@@ -116,13 +125,13 @@ fn read_text(file: File) -> io::Result<Vec<u8>> {
 }
 
 /// Unpacks an archive into a folder of its own. In a context everything is root's, whoever owns it on disk.
-fn unpack(engine: &Engine, archive: impl Read, shown: &str) -> Result<Prepared, ContextError> {
+fn unpack(engine: &Engine, archive: impl Read, shown: &str) -> Result<(Prepared, Option<u64>), ContextError> {
     let draft = engine.store.layers().prepare(None)?;
     let dir = RootDir::open(&draft.upper).map_err(ContextError::Open)?;
     let failed = |cause| ContextError::Upper { shown: shown.to_owned(), cause };
     let upper = UpperWriter::new(dir, View::empty(), WhiteoutStyle::default()).map_err(failed)?;
     let owner = Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
-    unpack_all(archive, &upper, owner).map_err(|cause| ContextError::Archive { shown: shown.to_owned(), cause })?;
+    let newest = unpack_all(archive, &upper, owner).map_err(|cause| ContextError::Archive { shown: shown.to_owned(), cause })?;
     upper.finish().map_err(failed)?;
-    Ok(draft)
+    Ok((draft, newest.and_then(|seconds| seconds.try_into().ok())))
 }

@@ -211,6 +211,33 @@ fn a_repository_as_context() {
     build(&r.home, &[format!("file://{}#v1", r.home.path("served/repo").display())]).ok();
 }
 
+/// `SOURCE_DATE_EPOCH=context`: the commit's time, an archive's newest file, and nothing for a folder.
+#[test]
+fn a_context_tells_the_time_of_the_build() {
+    let r = Repositories::new();
+    let dockerfile = "ARG SOURCE_DATE_EPOCH=context\nFROM busybox\nARG SOURCE_DATE_EPOCH\nRUN echo \"[$SOURCE_DATE_EPOCH]\"\n";
+    let context = r.home.context("times", dockerfile);
+    sh(&r.home.path("."), "touch -d @77 times/Dockerfile && tar -c --format=pax -C times -f times.tar .");
+    let said = |outcome: Outcome, seconds: &str| {
+        outcome.ok().says(&[&format!("[{seconds}]")]);
+        let text = r.home.run(["inspect", "times"]).ok().stdout;
+        let created = match seconds {
+            "77" => "\"1970-01-01T00:01:17Z\"",
+            "1700000000" => "\"2023-11-14T22:13:20Z\"",
+            _ => "\"20",
+        };
+        assert!(text.contains(created), "{text}");
+    };
+    said(build_stdin(&r.home, &r.home.path("times.tar"), &["-t", "times"]), "77");
+    let given = |argument: &str, context: &str| {
+        r.home.run_with_input(["build", "--no-cache", "-t", "times", "--build-arg", argument, "-f", "-", context], dockerfile)
+    };
+    said(given("SOURCE_DATE_EPOCH=context", &r.url("repo")), "1700000000");
+    said(given("SOURCE_DATE_EPOCH=77", &r.url("repo")), "77");
+    said(given("SOURCE_DATE_EPOCH=context", context.to_str().unwrap()), "");
+    given("SOURCE_DATE_EPOCH=other", context.to_str().unwrap()).fails(USAGE).says(&["SOURCE_DATE_EPOCH", "other", "context"]);
+}
+
 #[test]
 fn a_repository_without_a_git_server() {
     let r = Repositories::new();

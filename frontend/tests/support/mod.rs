@@ -24,6 +24,7 @@ pub struct Fixture {
     pub labels: Vec<(String, String)>,
     pub no_cache_filter: Vec<String>,
     pub contexts: Vec<NamedContext>,
+    pub context_epoch: Option<u64>,
 }
 
 impl Fixture {
@@ -35,6 +36,7 @@ impl Fixture {
             labels: self.labels.clone(),
             no_cache_filter: self.no_cache_filter.clone(),
             contexts: self.contexts.clone(),
+            context_epoch: self.context_epoch,
             build_platform: amd64.clone(),
             target_platform: amd64,
             ..LowerOptions::default()

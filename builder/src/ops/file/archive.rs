@@ -84,15 +84,24 @@ pub(super) fn unpack(
     with_file(item, |file| {
         let failed = |cause| FileError::Archive { from: item.shown(), cause };
         let (_, decoder) = Decoder::detect(file).map_err(|e| failed(TarError::Io(e).into()))?;
-        let mut unpacker =
-            Unpacker { dest, upper, owner, made_up, links: HashMap::new(), parents: HashMap::new(), stats: CopyStats::default() };
+        let mut unpacker = Unpacker {
+            dest,
+            upper,
+            owner,
+            made_up,
+            links: HashMap::new(),
+            parents: HashMap::new(),
+            stats: CopyStats::default(),
+            newest: None,
+        };
         unpacker.run(&mut Reader::new(decoder)).map_err(failed)?;
         Ok(unpacker.stats)
     })
 }
 
-/// Unpacks all of `archive`, which may be compressed, into the root of `upper`; everything belongs to `owner`.
-pub(crate) fn unpack_all(archive: impl Read, upper: &UpperWriter, owner: Owner) -> Result<(), ArchiveError> {
+/// Unpacks all of `archive`, which may be compressed, into the root of `upper`; everything belongs to `owner`. Answers the time of
+/// the newest file, in seconds since 1970.
+pub(crate) fn unpack_all(archive: impl Read, upper: &UpperWriter, owner: Owner) -> Result<Option<i64>, ArchiveError> {
     let (_, decoder) = Decoder::detect(archive).map_err(TarError::Io)?;
     let (dest, made_up) = (ImagePath::root(), Attrs { uid: owner.uid, gid: owner.gid, mode: 0o755, ..Attrs::default() });
     let mut unpacker = Unpacker {
@@ -103,8 +112,10 @@ pub(crate) fn unpack_all(archive: impl Read, upper: &UpperWriter, owner: Owner) 
         links: HashMap::new(),
         parents: HashMap::new(),
         stats: CopyStats::default(),
+        newest: None,
     };
-    unpacker.run(&mut Reader::new(decoder))
+    unpacker.run(&mut Reader::new(decoder))?;
+    Ok(unpacker.newest)
 }
 
 /// Whether `file` begins as an archive does, compressed or not.
@@ -138,6 +149,8 @@ struct Unpacker<'u> {
     /// Where directories of the archive really are; forgotten when something changes its type.
     parents: HashMap<ImagePath, ImagePath>,
     stats: CopyStats,
+    /// The time of the newest file so far.
+    newest: Option<i64>,
 }
 
 type Result2<T> = std::result::Result<T, ArchiveError>;
@@ -175,6 +188,9 @@ impl Unpacker<'_> {
             self.links.remove(&path);
         }
         let attrs = self.attrs(entry);
+        if entry.kind == EntryKind::Node(Kind::File) {
+            self.newest = self.newest.max(attrs.mtime.map(|time| time.secs));
+        }
         match entry.kind {
             EntryKind::HardLink => {
                 let target = ImagePath::new([b"/", &entry.link[..]].concat());

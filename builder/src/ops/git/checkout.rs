@@ -26,6 +26,8 @@ pub(super) struct Found {
 #[derive(Debug)]
 pub struct Checkout {
     folder: PathBuf,
+    /// When the commit was made, in seconds since 1970.
+    pub(crate) time: i64,
     _draft: Prepared,
 }
 
@@ -121,7 +123,7 @@ pub(super) fn check_out(git: &Git<'_>, found: &Found, keep_git_dir: bool, draft:
     even(&root, time, keep_git_dir)?;
     stamp(&root, b".", Some(0o755), time)?;
     let folder = below(&root, &folder, git.address)?;
-    Ok(Checkout { folder, _draft: draft })
+    Ok(Checkout { folder, time, _draft: draft })
 }
 
 fn fetch(git: &Git<'_>, found: &Found, folder: &Path) -> Result<(), GitError> {
