@@ -16,6 +16,7 @@ mod walk;
 
 use std::path::PathBuf;
 
+use kiln_frontend::glob::has_wildcards;
 use kiln_frontend::graph::{CopyFrom, CopyOp, CopySource, WorkdirOp};
 use kiln_frontend::ignore::IgnoreError;
 use kiln_oci::path::ImagePath;
@@ -36,7 +37,7 @@ pub fn whole(path: &ImagePath) -> CopyOp {
     CopyOp {
         parent: None,
         from: CopyFrom::Context(kiln_frontend::graph::ContextId::Main),
-        sources: vec![CopySource::Path(String::from_utf8_lossy(path.as_bytes()).into_owned())],
+        sources: vec![CopySource::Path(literal(&String::from_utf8_lossy(path.as_bytes())))],
         dest: path.clone(),
         dest_is_dir: false,
         chown: None,
@@ -49,6 +50,23 @@ pub fn whole(path: &ImagePath) -> CopyOp {
         checksum: None,
         keep_git_dir: None,
     }
+}
+
+/// The pattern that finds `path` and nothing else. Names without wildcards are taken as they are.
+fn literal(path: &str) -> String {
+    let name = |name: &str| match has_wildcards(name.as_bytes()) {
+        false => name.to_owned(),
+        true => name.chars().fold(String::new(), |quoted, c| match c {
+            '*' | '?' | '[' => format!("{quoted}[{c}]"),
+            '\\' => quoted + r"\\",
+            c => {
+                let mut quoted = quoted;
+                quoted.push(c);
+                quoted
+            }
+        }),
+    };
+    path.split('/').map(name).collect::<Vec<_>>().join("/")
 }
 
 /// Why a COPY, ADD or WORKDIR can't be done.

@@ -19,6 +19,28 @@ fn build(home: &Home, dockerfile: &str, flags: &[&str]) -> Outcome {
     home.run(args)
 }
 
+/// The source of a mount is a path and no pattern.
+#[test]
+fn the_names_of_sources_may_look_like_patterns() {
+    let home = Home::new();
+    for (name, content) in [("[x]", "class"), ("x", "plain"), ("a*b", "star"), ("a1b", "number"), ("c?", "odd"), ("c1", "even")] {
+        home.write(&format!("c/d/{name}/f"), content);
+    }
+    let check = |from: &str| {
+        let mount = |name: &str| format!("--mount=type=bind{from},source=d/{name},target=/m");
+        format!(
+            "RUN {} grep -qx class /m/f\nRUN {} grep -qx star /m/f\nRUN {} grep -qx odd /m/f\nRUN {} grep -qx plain /m/f\n",
+            mount("[x]"),
+            mount("a*b"),
+            mount("c?"),
+            mount("x")
+        )
+    };
+    let stage = "FROM scratch AS stage\nCOPY d /d\n";
+    let dockerfile = format!("{stage}FROM busybox\n{}{}", check(""), check(",from=stage"));
+    build(&home, &dockerfile, &[]).ok();
+}
+
 #[test]
 fn secrets_are_files_or_variables() {
     let rows: &[(&str, &str)] = &[
