@@ -51,9 +51,7 @@ impl Grants {
             header.or_else(|| Some([b"Bearer ", value("TOKEN")?].concat())).map(Secret::new)
         })
     }
-}
 
-impl Grants {
     /// The `Authorization` header for a git server, named as its address names it (BuildKit `source/git`): `GIT_AUTH_HEADER.<host>`
     /// or `GIT_AUTH_TOKEN.<host>`, and without a host those for all servers. A token is the password of `x-access-token`, as
     /// GitHub, GitLab and others take it.
@@ -98,6 +96,7 @@ mod tests {
             assert_eq!(got.as_ref().map(Secret::reveal), want.map(str::as_bytes), "{given:?}");
         }
     }
+
     #[test]
     fn git_authorization() {
         type Row = (&'static [(&'static str, &'static str)], Option<&'static str>);

@@ -19,8 +19,8 @@ mod targets;
 pub use diagnostic::{Diagnostic, Severity};
 pub use lint::Rule;
 pub use lower::{
-    BaseImage, BaseRequest, Bases, Build, ImageTemplate, LowerOptions, Lowered, NamedContext, NamedKind, Outline, OutlineArg,
-    OutlineMount, context_name, lower,
+    BaseImage, BaseRequest, Bases, Build, ImageTemplate, LowerOptions, Lowered, MAX_EPOCH, NamedContext, NamedKind, Outline,
+    OutlineArg, OutlineMount, context_name, lower,
 };
 pub use source::{MAX_LINE, Source, Span};
 pub use targets::{Target, targets};

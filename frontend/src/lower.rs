@@ -278,6 +278,9 @@ pub fn lower(parsed: &Parsed, source: &Source, options: &LowerOptions, bases: &B
 /// The time of the build, from reproducible-builds.org.
 const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
+/// The last second that `created` of an image can say: 9999-12-31T23:59:59Z (RFC 3339 has years of four digits).
+pub const MAX_EPOCH: u64 = 253_402_300_799;
+
 /// What `SOURCE_DATE_EPOCH` says, as a build argument or a global `ARG` (BuildKit dockerfile2llb, epoch.go).
 fn epoch_value<'v>(options: &'v LowerOptions, plan: &'v Plan<'_>) -> Option<&'v str> {
     build_arg(options, EPOCH).or_else(|| plan.global_args.get(EPOCH)).filter(|value| !value.is_empty())
@@ -286,9 +289,11 @@ fn epoch_value<'v>(options: &'v LowerOptions, plan: &'v Plan<'_>) -> Option<&'v 
 /// The time that it says. Of the names of sources it can say `context` alone; stages and named contexts are not there yet.
 fn epoch(parsed: &Parsed, options: &LowerOptions, plan: &Plan<'_>) -> Result<Option<u64>, Diagnostic> {
     let Some(value) = epoch_value(options, plan) else { return Ok(None) };
-    value.parse().map(Some).map_err(|_| {
-        let error = Diagnostic::error(format!("invalid {EPOCH}: {value}"))
-            .with_hint("give a number of seconds since 1970, or `context` for the time of the build context");
+    let seconds = value.parse().ok().filter(|seconds| *seconds <= MAX_EPOCH);
+    seconds.map(Some).ok_or_else(|| {
+        let error = Diagnostic::error(format!("invalid {EPOCH}: {value}")).with_hint(
+            "give a number of seconds since 1970, before the year 10000, or `context` for the time of the build context",
+        );
         let line = parsed.dockerfile.global_args.iter().rfind(|(args, _)| args.iter().any(|arg| arg.name == EPOCH));
         line.map_or(error.clone(), |(_, span)| error.at(*span))
     })

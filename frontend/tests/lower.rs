@@ -330,6 +330,7 @@ fn a_global_epoch_is_the_time_of_the_build() {
         ("ARG SOURCE_DATE_EPOCH=\nFROM scratch", None),
         ("ARG SOURCE_DATE_EPOCH=1445412480\nFROM scratch", Some(1445412480)),
         ("ARG E=7\nARG SOURCE_DATE_EPOCH=${E}0\nFROM scratch", Some(70)),
+        ("ARG SOURCE_DATE_EPOCH=253402300799\nFROM scratch", Some(253_402_300_799)),
         ("FROM scratch\nARG SOURCE_DATE_EPOCH=7", None),
         ("ARG SOURCE_DATE_EPOCH=context\nFROM scratch", Some(99)),
         ("ARG C=context\nARG SOURCE_DATE_EPOCH=$C\nFROM scratch", Some(99)),

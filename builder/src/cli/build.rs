@@ -122,10 +122,12 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
     }
     let clock = match build_args.iter().find(|(key, value)| key == EPOCH && !matches!(value.as_str(), "" | "context")) {
         Some((_, value)) => {
-            let seconds = value
-                .parse()
-                .map_err(|_| Failure::usage(format!("invalid {EPOCH} `{value}`: it is a number of seconds, or `context`")))?;
-            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+            let seconds = value.parse().ok().filter(|seconds| *seconds <= kiln_frontend::MAX_EPOCH);
+            let invalid = || {
+                let what = "it is a number of seconds since 1970, before the year 10000, or `context`";
+                Failure::usage(format!("invalid {EPOCH} `{value}`: {what}"))
+            };
+            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.ok_or_else(invalid)?)
         }
         None => now,
     };

@@ -185,6 +185,8 @@ fn mistakes() {
         ("--annotation a /", "parse annotations: invalid annotation \"a\", expected key=value"),
         ("--add-host a:1.2.3.4,b /", "invalid --add-host `b`"),
         ("--build-arg SOURCE_DATE_EPOCH=now /", "invalid SOURCE_DATE_EPOCH `now`"),
+        ("--build-arg SOURCE_DATE_EPOCH=253402300800 /", "invalid SOURCE_DATE_EPOCH `253402300800`"),
+        ("--build-arg SOURCE_DATE_EPOCH=18446744073709551615 /", "invalid SOURCE_DATE_EPOCH `18446744073709551615`"),
     ];
     for (line, want) in rows {
         let got = meant(line, &[], b"FROM scratch").map(|_| ()).unwrap_err();

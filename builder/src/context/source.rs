@@ -90,14 +90,13 @@ pub(crate) fn locate(
             let fetched = http::fetch(url, &engine.store, None, access.grants, &|done, total| {
                 task.into_iter().for_each(|task| task.status("downloading", done, total));
             })?;
+            let said = fetched.last_modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs());
             if begins_as_archive(fetched.open()?) {
                 let (draft, newest) = unpack(engine, fetched.open()?, &fetched.shown)?;
-                let said = fetched.last_modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-                return Ok(Located::draft(draft, said.map(|time| time.as_secs()).or(newest), None));
+                return Ok(Located::draft(draft, said.or(newest), None));
             }
             let text = read_text(fetched.open()?).map_err(|cause| http::HttpError::Body { url: fetched.shown.clone(), cause })?;
-            let said = fetched.last_modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-            Ok(Located::draft(engine.store.layers().prepare(None)?, said.map(|time| time.as_secs()), Some(text)))
+            Ok(Located::draft(engine.store.layers().prepare(None)?, said, Some(text)))
         }
         ContextSource::Git(url) => {
             let Access { environment, grants } = access;

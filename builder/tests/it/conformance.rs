@@ -99,6 +99,7 @@ fn every_case_is_what_this_machines_buildkit_makes() {
 fn report(check: impl Fn(&Case, SystemTime) -> Result<Vec<String>, String> + Sync) {
     let only = std::env::var("KILN_CASE").unwrap_or_default();
     let names: Vec<String> = case::names().into_iter().filter(|n| n.contains(&only)).collect();
+    assert!(!names.is_empty(), "no case has {only:?} in its name");
     let started = SystemTime::now();
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(Vec::new());

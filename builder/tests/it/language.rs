@@ -244,6 +244,9 @@ fn the_epoch_is_the_time_of_cached_steps_as_well() {
     let context = home.context("c", "ARG SOURCE_DATE_EPOCH\nFROM scratch\nCOPY Dockerfile /\nLABEL a=b\n");
     let archive = home.path("image.tar");
     let output = format!("type=oci,dest={}", archive.display());
+    // The last second that can be written.
+    home.run(["build", "--build-arg", "SOURCE_DATE_EPOCH=253402300799", "--output", &output, context.to_str().unwrap()]).ok();
+    assert!(String::from_utf8_lossy(&std::fs::read(&archive).unwrap()).contains("\"9999-12-31T23:59:59Z\""));
     // `created` of the image, of two instructions, and in the index.
     for (arg, times) in [("SOURCE_DATE_EPOCH=", 0), ("SOURCE_DATE_EPOCH=7", 4)] {
         home.run(["build", "--output", &output, "--build-arg", arg, context.to_str().unwrap()]).ok();
