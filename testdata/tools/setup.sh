@@ -20,7 +20,12 @@ sshd openssh-server
 qemu-aarch64-static qemu-user-static
 zstd zstd
 bzip2 bzip2
-xz xz-utils"
+xz xz-utils
+newuidmap uidmap
+runc runc
+pasta passt
+strace strace
+setcap libcap2-bin"
 static="musl-gcc musl-tools"
 
 have() { [[ $1 == /* ]] && [[ -e $1 ]] || PATH=$PATH:/usr/sbin:/sbin command -v "$1" > /dev/null; }
@@ -56,6 +61,23 @@ emulate() {
         || echo "could not register qemu-aarch64: tests of foreign platforms are skipped"
 }
 
+# Two people without any rights: `kiln-subids` has 65536 ids of its own besides the one of each person, `kiln-plain` has not.
+people() {
+    # useradd gives ids that nobody else has to whoever it makes, but only when these files are there.
+    as_root touch /etc/subuid /etc/subgid
+    local name count file
+    for name in kiln-subids kiln-plain; do
+        [[ $name == kiln-subids ]] && count=65536 || count=0
+        id "$name" > /dev/null 2>&1 || as_root useradd --no-create-home --home-dir /nonexistent --shell /bin/sh \
+            -K SUB_UID_COUNT=$count -K SUB_GID_COUNT=$count "$name" \
+            || { echo "could not make the user $name: tests that need it are skipped"; continue; }
+        for file in /etc/subuid /etc/subgid; do
+            [[ $(awk -F: -v name="$name" '$1 == name { sum += $3 } END { print sum + 0 }' "$file") == "$count" ]] \
+                || echo "$name should have $count ids in $file: tests that need it are skipped"
+        done
+    done
+}
+
 needed=$(missing <<< "$demo")
 optional=
 case ${1:?demo, test, bench, static or fuzz} in
@@ -79,6 +101,7 @@ for package in $optional; do
 done
 if [[ $1 == test ]]; then
     emulate
+    people
 fi
 if [[ $1 == fuzz ]] && ! have cargo-fuzz; then
     cargo install --locked cargo-fuzz

@@ -17,6 +17,7 @@ mod interrupted;
 mod language;
 mod layers;
 mod mounts;
+mod ordinary;
 mod platform;
 mod registry;
 mod support;

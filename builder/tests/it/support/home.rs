@@ -8,12 +8,16 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use tempfile::TempDir;
 
+use super::host::Person;
 use super::lab;
+use super::leftovers;
 
 /// A folder that holds everything of one test.
 #[derive(Debug)]
 pub(crate) struct Home {
     folder: TempDir,
+    /// Who runs kiln; nobody else than who runs the tests when there is none.
+    owner: Option<Person>,
 }
 
 /// How a run of kiln ended.
@@ -35,8 +39,24 @@ impl Home {
 
     /// A home without any configuration.
     pub(crate) fn offline() -> Home {
-        let home = Home { folder: lab::temp_dir() };
+        let home = Home { folder: lab::temp_dir(), owner: None };
         home.write("context/.keep", "");
+        home
+    }
+
+    /// The home of a person without rights: it is theirs, and they run kiln, from a place that they can reach.
+    pub(crate) fn of(person: Person) -> Home {
+        let mut home = Home::new();
+        home.owner = Some(person);
+        let (from, to) = (program(), home.path("bin/kiln"));
+        std::fs::create_dir(home.path("bin")).expect("folders can be made");
+        // A copy is 100 MB and more for a program with all that a debugger wants to know.
+        let linked = std::fs::hard_link(&from, &to).or_else(|_| std::fs::copy(&from, &to).map(drop));
+        linked.unwrap_or_else(|e| panic!("{}: {e}", from.display()));
+        std::fs::create_dir(home.path("run")).expect("folders can be made");
+        for name in ["", "config", "context", "run"] {
+            person.give(&home.path(name));
+        }
         home
     }
 
@@ -67,6 +87,11 @@ impl Home {
         path
     }
 
+    /// Nothing that was started here runs any more, and nothing is mounted.
+    pub(crate) fn left_nothing(&self) {
+        leftovers::assert_none(self.folder.path().to_str().expect("a temporary folder's name is text"));
+    }
+
     /// A context folder below `name` that holds this Dockerfile.
     pub(crate) fn context(&self, name: &str, dockerfile: &str) -> PathBuf {
         self.write(&format!("{name}/Dockerfile"), dockerfile);
@@ -75,6 +100,11 @@ impl Home {
 
     /// kiln with this home as its whole world.
     pub(crate) fn command(&self) -> Command {
+        if let Some(person) = self.owner {
+            let mut command = person.command(&self.path("bin/kiln"));
+            command.env("XDG_DATA_HOME", self.path("data")).env("XDG_RUNTIME_DIR", self.path("run"));
+            return self.world(command);
+        }
         let mut command = Command::new(program());
         for (key, _) in std::env::vars_os() {
             let name = key.to_string_lossy().into_owned();
@@ -83,6 +113,10 @@ impl Home {
                 command.env_remove(key);
             }
         }
+        self.world(command)
+    }
+
+    fn world(&self, mut command: Command) -> Command {
         command
             .env("HOME", self.folder.path())
             .env("KILN_ROOT", self.store())

@@ -5,6 +5,7 @@ pub(crate) mod case;
 pub(crate) mod compare;
 pub(crate) mod expected;
 pub(crate) mod home;
+pub(crate) mod host;
 pub(crate) mod lab;
 pub(crate) mod leftovers;
 pub(crate) mod skip;
