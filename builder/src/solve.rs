@@ -16,7 +16,6 @@ use kiln_oci::path::ImagePath;
 use kiln_oci::platform::Platform;
 use kiln_runner::{Cancel, GroupLimits, Limit};
 use kiln_store::layer::upper::UpperWriter;
-use kiln_store::layer::whiteout::WhiteoutStyle;
 use kiln_store::view::View;
 use kiln_store::{CacheKey, CacheRecord, LayerId};
 
@@ -533,7 +532,7 @@ impl Step<'_> {
             Some(layer) => layers.lowers(layer)?,
             None => Vec::new(),
         };
-        Ok(View::new(dirs)?)
+        Ok(self.work.engine.store.view(dirs)?)
     }
 
     fn exec(
@@ -573,8 +572,8 @@ impl Step<'_> {
         };
         let since = file::timestamp(SystemTime::now());
         exec::exec(engine, op, &prepared, &setting, task)?;
-        let upper = kiln_store::rootdir::RootDir::open(&prepared.upper)?;
-        let diff = crate::ops::settle::settle(&upper, &View::new(&prepared.lowers)?, since)?;
+        let upper = engine.store.tree(&prepared.upper)?;
+        let diff = crate::ops::settle::settle(&upper, &engine.store.view(&prepared.lowers)?, since)?;
         let identity = Identity::layer(parent.identity, diff);
         prepared.created = Some(self.work.now.to_owned());
         let layer = prepared.commit()?;
@@ -637,8 +636,7 @@ impl Step<'_> {
         } else {
             (self.view(parent.layer.as_ref(), task)?, layers.prepare(parent.layer.as_ref())?)
         };
-        let dir = kiln_store::rootdir::RootDir::open(&prepared.upper)?;
-        let mut upper = UpperWriter::new(dir, view.clone(), WhiteoutStyle::default())?;
+        let mut upper = self.work.engine.store.writer(&prepared.upper, view.clone())?;
         write(&view, &mut upper)?;
         upper.finish()?;
         prepared.created = Some(self.work.now.to_owned());

@@ -33,6 +33,7 @@ use std::thread::JoinHandle;
 pub mod blob;
 pub mod cache;
 pub mod error;
+pub mod form;
 pub mod format;
 pub mod gc;
 pub mod image;
@@ -53,10 +54,12 @@ pub mod view;
 pub use blob::{BlobWriter, Blobs};
 pub use cache::{Cache, CacheKey, CacheRecord, KeyLock};
 pub use error::{Error, Result};
+pub use form::TreeForm;
 pub use gc::{Gc, PruneOptions, PruneReport, UsageRow};
 pub use image::{ImageRecord, Images};
 pub use lock::{OnWait, WaitFor, Waiting};
 pub use mounts::{MountGuard, Mounts, Sharing};
+pub use owner::Ownership;
 pub use snapshot::{BaseLayer, LayerId, LayerKind, LayerRecord, Layers, PackedBlob, Prepared, Unpack};
 
 use layout::Layout;
@@ -72,6 +75,7 @@ pub struct Store {
 
 struct Inner {
     layout: Layout,
+    form: TreeForm,
     /// Kept open from the beginning: `syncfs` reports the write-back errors since its descriptor was opened (Linux 5.8).
     root: File,
     lease: File,
@@ -95,6 +99,11 @@ impl Store {
 
     /// The same with a function that is asked while it waits; the handle keeps it as its [`Store::on_wait`].
     pub fn open_waiting(root: &Path, on_wait: Arc<OnWait>) -> Result<Self> {
+        Self::open_as(root, TreeForm::default(), on_wait)
+    }
+
+    /// The same of a store whose trees have another form. The form isn't written down: the caller gives each one a folder of its own.
+    pub fn open_as(root: &Path, form: TreeForm, on_wait: Arc<OnWait>) -> Result<Self> {
         let layout = Layout::new(absolute(root)?);
         let dir = match File::open(layout.root()) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -114,6 +123,7 @@ impl Store {
         let sweep = if session::bury_the_dead(&layout)? { Some(sweep_in_background(layout.trash())) } else { None };
         let inner = Inner {
             layout,
+            form,
             root: dir,
             lease,
             session: Mutex::new(None),

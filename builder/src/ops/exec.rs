@@ -11,7 +11,7 @@ use kiln_runner::{
     Cancel, GroupLimits, Limit, Mount, MountSource, Network, OverlayUpper, RootFs, RunError, RunSpec, Security, Status, run,
 };
 use kiln_store::mounts::MountGuard;
-use kiln_store::rootdir::{Attrs, RootDir};
+use kiln_store::rootdir::Attrs;
 use kiln_store::{LayerId, Prepared};
 use rustix::io::Errno;
 
@@ -202,7 +202,7 @@ fn cache_folder(
     };
     engine.store.mounts().acquire::<Error>(id.as_bytes(), sharing, |folder: &Path| match from {
         Some(from) => seed(engine, from.layer.as_ref(), &cache.source, folder, setting.clock, task),
-        None => Ok(RootDir::open(folder)?.set_attrs_of_self(&attrs)?),
+        None => Ok(engine.store.tree(folder)?.set_attrs_of_self(&attrs)?),
     })
 }
 

@@ -5,9 +5,7 @@ use std::time::SystemTime;
 
 use kiln_oci::path::ImagePath;
 use kiln_store::LayerId;
-use kiln_store::layer::upper::UpperWriter;
-use kiln_store::layer::whiteout::WhiteoutStyle;
-use kiln_store::rootdir::{Attrs, Kind, RootDir};
+use kiln_store::rootdir::{Attrs, Kind};
 use kiln_store::view::View;
 
 use crate::engine::Engine;
@@ -28,14 +26,14 @@ pub fn seed(
         Some(layer) => engine.store.layers().lowers(layer)?,
         None => Vec::new(),
     };
-    let view = View::new(dirs)?;
-    let mut upper = UpperWriter::new(RootDir::open(folder)?, View::empty(), WhiteoutStyle::default())?;
+    let view = engine.store.view(dirs)?;
+    let mut upper = engine.store.writer(folder, View::empty())?;
     let mut warn = |text: String| task.warn(text);
     file::copy(&file::whole(source), &SourceTree::View(&view), &View::empty(), &mut upper, &[], clock, &mut warn)?;
     upper.finish()?;
     // A copy leaves the folder that it copies into as it is.
     if let Some(node) = view.resolve(source)?.node.filter(|node| node.kind() == Kind::Dir) {
-        RootDir::open(folder)?.walk(source)?.set_attrs_of_self(&Attrs::of(node.meta(), node.xattrs()?))?;
+        engine.store.tree(folder)?.walk(source)?.set_attrs_of_self(&Attrs::of(node.meta(), node.xattrs()?))?;
     }
     Ok(())
 }

@@ -6,9 +6,7 @@ use std::sync::mpsc::channel;
 use kiln_oci::descriptor::Descriptor;
 use kiln_oci::reference::Reference;
 use kiln_registry_client::Repository;
-use kiln_store::layer::{UnpackOptions, unpack_blob};
-use kiln_store::rootdir::RootDir;
-use kiln_store::view::View;
+use kiln_store::layer::unpack_blob;
 use kiln_store::{BaseLayer, LayerId, LayerKind, LayerRecord, Unpack};
 
 use crate::bases::fetch_blob;
@@ -112,8 +110,8 @@ fn try_unpack(engine: &Engine, layer: &LayerRecord, base: &BaseLayer, task: &Tas
     task.status(&name, 0, None);
     // The digest of the tar is proved below, so there is no need to prove that of the blob once more.
     let blob = engine.store.blobs().open_sized(&base.blob.digest, base.blob.size)?;
-    let parent = View::new(&prepared.lowers)?;
-    unpack_blob(blob, base.diff_id, &RootDir::open(&prepared.upper)?, &parent, &UnpackOptions::default())
+    let parent = engine.store.view(&prepared.lowers)?;
+    unpack_blob(blob, base.diff_id, &engine.store.tree(&prepared.upper)?, &parent, &engine.store.unpacking())
         .map_err(|cause| StepError::Unpack { digest: base.blob.digest.to_string(), cause })
         .map_err(|error| Error::Unplaced(Box::new(error)))?;
     prepared.commit()?;

