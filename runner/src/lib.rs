@@ -26,7 +26,8 @@ pub use error::RunError;
 pub use host::{Host, Mode, OverlayApi};
 pub use spawn::run;
 pub use spec::{
-    GroupLimits, Limit, Mount, MountSource, Network, Outcome, OverlayUpper, Resource, RootFs, RunSpec, Security, Status, Stream,
+    GroupLimits, Limit, Mount, MountSource, Network, Outcome, OverlayUpper, Recorder, Resource, RootFs, RunSpec, Security,
+    Status, Stream,
 };
 pub use user::{Identity, UserError, resolve_user};
 

@@ -62,7 +62,7 @@ pub fn run(spec: &RunSpec, host: &Host, cancel: &Cancel, output: &mut dyn FnMut(
         Some(Ok(status)) => status,
     };
     removed?;
-    Ok(Outcome { status, out_of_memory })
+    Ok(Outcome { status, out_of_memory, owners: said.owners, identity: said.identity })
 }
 
 /// What the supervisor said so far.
@@ -70,6 +70,8 @@ pub fn run(spec: &RunSpec, host: &Host, cancel: &Cancel, output: &mut dyn FnMut(
 struct Said {
     stubs: Vec<stub::Stub>,
     result: Option<Result<Status, RunError>>,
+    owners: Vec<(u64, u32, u32)>,
+    identity: Option<(u32, u32)>,
 }
 
 /// A running supervisor; killed and waited for when dropped.
@@ -132,6 +134,10 @@ impl Supervisor {
                     Source::Cancel => {}
                     Source::Supervisor => match wire::receive::<Report>(&mut self.socket) {
                         Ok(Some(Report::Stubs(stubs))) => said.stubs.extend(stubs),
+                        Ok(Some(Report::Recorded { owners, identity })) => {
+                            said.owners = owners;
+                            said.identity = Some(identity);
+                        }
                         Ok(Some(Report::Failed(failure))) => said.result = Some(Err(failure.into())),
                         Ok(Some(Report::Ended(ending))) => said.result = Some(Ok(ending.into())),
                         // Closed, or cut off in the middle of a word: it is dead.

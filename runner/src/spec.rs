@@ -38,6 +38,18 @@ pub struct RunSpec {
     pub limits: Vec<Limit>,
     /// Limits of all processes together.
     pub group: GroupLimits,
+    /// How changes of owner and device nodes are written down instead of made, where the sandbox has one id only.
+    pub recorder: Option<Recorder>,
+}
+
+/// The names under which a run writes down what the kernel can't hold: owners that have no id in its user namespace, and device
+/// nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recorder {
+    /// Extended attribute of a regular file or directory: `UID:GID` in decimal; absent for `0:0`.
+    pub owner_attribute: String,
+    /// Extended attribute of an empty regular file that stands for a device node: `c MAJOR:MINOR` or `b MAJOR:MINOR`.
+    pub node_attribute: String,
 }
 
 impl RunSpec {
@@ -61,6 +73,7 @@ impl RunSpec {
             security: Security::Sandbox,
             limits: Vec::new(),
             group: GroupLimits::default(),
+            recorder: None,
         }
     }
 }
@@ -257,12 +270,17 @@ pub enum Stream {
 }
 
 /// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     /// How the command ended.
     pub status: Status,
     /// Whether one of its processes was killed because the sandbox reached its memory limit.
     pub out_of_memory: bool,
+    /// With a [`Recorder`]: whom symbolic links and fifos belong to, which can have no attribute. Each is the inode in the upper
+    /// directory, the user and the group; what is not here belongs to [`Outcome::identity`] if the run made it.
+    pub owners: Vec<(u64, u32, u32)>,
+    /// With a [`Recorder`]: the user and the group that the command ran as, to whom belongs what it made and nobody gave away.
+    pub identity: Option<(u32, u32)>,
 }
 
 /// How the command ended.

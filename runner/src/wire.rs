@@ -16,6 +16,13 @@ use crate::user::UserError;
 pub(crate) enum Report {
     /// These mount points were made and have to be removed after the run.
     Stubs(Vec<Stub>),
+    /// What was written down of owners, before the command's end is told.
+    Recorded {
+        /// Inodes in the upper directory, users and groups.
+        owners: Vec<(u64, u32, u32)>,
+        /// Whom the command ran as.
+        identity: (u32, u32),
+    },
     /// The command could not be started.
     Failed(Failure),
     /// The command ended.
