@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use kiln_registry_client::Client;
-use kiln_runner::{Cancel, Host};
+use kiln_runner::{Cancel, GroupLimits, Host};
 use kiln_store::Store;
 
 use crate::error::Error;
@@ -35,6 +35,12 @@ impl Engine {
             let mut host = Host::probe();
             // It only makes steps faster, by about 4 ms on a busy ext4; a full disk will be met again where it matters.
             let _ = host.keep_mount_points(&self.store.mount_points());
+            if host.mode_is_usable() && !host.counts_processes(&GroupLimits::default()) {
+                self.events.warn(
+                    "no control group can be made here, so that the processes of a RUN are only limited by `ulimit -u`"
+                        .to_owned(),
+                );
+            }
             host
         })
     }

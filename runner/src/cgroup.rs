@@ -1,16 +1,23 @@
 //! Control groups for one run, where they can be had: hides the versions, the layouts and the names of their files.
 //!
-//! That all processes end is the pid namespace's work. The limit of their number is done without where no group can be made; for a
-//! limit that was asked for, [`Hierarchies::lacks`] tells that.
+//! Three layouts are met: version 2 alone, version 1 alone, and both side by side with all controllers in version 1; then the groups
+//! of version 1 limit and that of version 2, which has no controller, kills. An ordinary user has them where a part of the tree
+//! belongs to him (systemd's `Delegate=`, or a sub-tree that root gave away). A limit that was asked for and can't be had is told by
+//! [`Hierarchies::lacks`]; without any group the number of processes is bounded by RLIMIT_NPROC, where that holds.
 
-use std::fs;
-use std::io::{self, Write as _};
+mod end;
+mod settings;
+
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::RunError;
 use crate::spec::GroupLimits;
 use crate::supervise::GroupPlace;
+use end::{PREFIX, sweep, write};
+use settings::Setting;
 
 /// One tree of groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,25 +36,37 @@ pub(crate) struct Hierarchy {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Hierarchies(Vec<Hierarchy>);
 
-/// Names kiln's groups: `kiln-<pid>-<number>`.
-const PREFIX: &str = "kiln-";
-
 /// What kiln limits.
 const CONTROLLERS: [&str; 4] = ["pids", "memory", "cpu", "cpuset"];
+/// Holds a group still while it is killed, where there is no version 2.
+const FREEZER: &str = "freezer";
 
 /// Looks for places to make groups in, and removes groups that killed processes left there.
 pub(crate) fn find() -> Option<Hierarchies> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     let mut found = hierarchies(&own, &mounts);
+    let writable = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok();
     for hierarchy in found.iter_mut().filter(|hierarchy| !hierarchy.first_version) {
+        hierarchy.own = nearest_that_limits(&hierarchy.mount, &hierarchy.own, &|path| {
+            writable(path) && writable(&path.join("cgroup.procs")) && passed_on(path).iter().any(|name| name == "pids")
+        });
         hierarchy.controllers = passed_on(&hierarchy.own);
     }
-    let writable = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok();
-    found.retain(|hierarchy| !hierarchy.first_version || !hierarchy.controllers.is_empty());
     found.retain(|hierarchy| writable(&hierarchy.own));
+    let second = found.iter().any(|hierarchy| !hierarchy.first_version);
+    found.retain(|hierarchy| {
+        !second || hierarchy.controllers.iter().all(|name| name != FREEZER) || hierarchy.controllers.len() > 1
+    });
     found.iter().for_each(|hierarchy| sweep(&hierarchy.own));
     Some(Hierarchies(found)).filter(|found| !found.0.is_empty())
+}
+
+/// In version 2 a group with processes in it can't limit its children, so that kiln's own mostly doesn't; but the one above it may,
+/// as a slice of systemd's does. Then a run's group is made beside kiln's.
+fn nearest_that_limits(mount: &Path, own: &Path, limits: &dyn Fn(&Path) -> bool) -> PathBuf {
+    let found = own.ancestors().take_while(|path| path.starts_with(mount)).find(|path| limits(path));
+    found.unwrap_or(own).to_owned()
 }
 
 /// What children of a group of version 2 can limit.
@@ -62,7 +81,8 @@ fn hierarchies(own: &str, mounts: &str) -> Vec<Hierarchy> {
         let mut fields = line.splitn(3, ':');
         let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
         let first_version = !(number == "0" && controllers.is_empty());
-        let controllers: Vec<&str> = controllers.split(',').filter(|name| CONTROLLERS.contains(name)).collect();
+        let known = |name: &&str| CONTROLLERS.contains(name) || *name == FREEZER;
+        let controllers: Vec<&str> = controllers.split(',').filter(known).collect();
         if first_version && controllers.is_empty() {
             return None;
         }
@@ -92,6 +112,11 @@ impl Hierarchies {
         let asked = limits.settings().into_iter().filter(|setting| !has(setting.controller));
         let parent = limits.parent.is_some() && self.0.is_empty();
         asked.map(|setting| setting.flag).chain(parent.then_some("cgroup-parent")).collect()
+    }
+
+    /// Can the number of a run's processes be limited?
+    pub(crate) fn counts_processes(&self, limits: &GroupLimits) -> bool {
+        self.0.iter().any(|hierarchy| hierarchy.below(limits).1.iter().any(|has| has == "pids"))
     }
 }
 
@@ -135,77 +160,6 @@ fn inherit_cpus(group: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn write(file: &Path, value: &str) -> io::Result<()> {
-    fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
-}
-
-/// Removes the groups of processes that no longer exist; the kernel refuses to remove one that is in use.
-fn sweep(parent: &Path) {
-    let Ok(entries) = fs::read_dir(parent) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|rest| rest.split('-').next());
-        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            let _ = fs::remove_dir(entry.path());
-        }
-    }
-}
-
-/// One limit: the flag that asks for it, and what is written into which files.
-struct Setting {
-    flag: &'static str,
-    controller: &'static str,
-    first: Vec<(&'static str, String)>,
-    second: Vec<(&'static str, String)>,
-}
-
-impl GroupLimits {
-    fn settings(&self) -> Vec<Setting> {
-        let mut settings = Vec::new();
-        if let Some(memory) = self.memory {
-            // As Docker has it: as much swap again, unless something else is said.
-            let total = self.memory_and_swap.unwrap_or(memory.checked_mul(2));
-            let first = [memory.to_string(), total.map_or("-1".to_owned(), |total| total.to_string())];
-            let swap = total.map_or("max".to_owned(), |total| total.saturating_sub(memory).to_string());
-            settings.push(Setting {
-                flag: "memory",
-                controller: "memory",
-                first: ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"].into_iter().zip(first).collect(),
-                second: vec![("memory.max", memory.to_string()), ("memory.swap.max", swap)],
-            });
-        }
-        if let Some(shares) = self.cpu_shares {
-            // From 2…262144 to 1…10000, as all container managers do it.
-            let weight = 1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142;
-            settings.push(Setting {
-                flag: "cpu-shares",
-                controller: "cpu",
-                first: vec![("cpu.shares", shares.to_string())],
-                second: vec![("cpu.weight", weight.to_string())],
-            });
-        }
-        if self.cpu_quota.is_some() || self.cpu_period.is_some() {
-            let period = self.cpu_period.unwrap_or(100_000);
-            let quota = |unlimited: &str| self.cpu_quota.map_or(unlimited.to_owned(), |quota| quota.to_string());
-            settings.push(Setting {
-                flag: if self.cpu_quota.is_some() { "cpu-quota" } else { "cpu-period" },
-                controller: "cpu",
-                first: vec![("cpu.cfs_period_us", period.to_string()), ("cpu.cfs_quota_us", quota("-1"))],
-                second: vec![("cpu.max", format!("{} {period}", quota("max")))],
-            });
-        }
-        for (flag, file, value) in
-            [("cpuset-cpus", "cpuset.cpus", &self.cpus), ("cpuset-mems", "cpuset.mems", &self.memory_nodes)]
-        {
-            if let Some(value) = value {
-                let files = vec![(file, value.clone())];
-                settings.push(Setting { flag, controller: "cpuset", first: files.clone(), second: files });
-            }
-        }
-        settings
-    }
-}
-
 /// The groups of one run; removed when dropped, which has to be after the run's last process ended.
 #[derive(Debug, Default)]
 pub(crate) struct Group {
@@ -218,13 +172,16 @@ struct Member {
     first_version: bool,
     /// Whether a limit that was asked for depends on it.
     required: bool,
+    /// Tells other kilns that the group's owner lives.
+    _lock: File,
 }
 
 impl Group {
     /// Makes groups in which at most `pids` processes and threads can exist, and what `limits` asks for holds.
     pub(crate) fn make(places: Option<&Hierarchies>, pids: u64, limits: &GroupLimits) -> Result<Group, RunError> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let next_name = || format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mut name = next_name();
         let settings = limits.settings();
         let mut group = Group::default();
         for hierarchy in places.into_iter().flat_map(|places| &places.0) {
@@ -233,22 +190,36 @@ impl Group {
             let here: Vec<&Setting> = settings.iter().filter(|setting| has(setting.controller)).collect();
             // Whoever names a parent has set limits for it, wherever.
             let required = !here.is_empty() || limits.parent.is_some();
-            if !required && !has("pids") {
+            // A group of version 2 without controllers, or a freezer, is there to kill.
+            if !required && !has("pids") && !has(FREEZER) && hierarchy.first_version {
                 continue;
             }
             if limits.parent.is_some() {
                 sweep(&parent);
             }
-            let path = parent.join(&name);
-            match fs::create_dir(&path) {
+            let made = loop {
+                let path = parent.join(&name);
+                match end::make(&path) {
+                    Ok(Some(lock)) => break Ok((path, lock)),
+                    // A kiln of this number was killed here and its group is not yet swept away, or ours was just taken for such a one.
+                    Ok(None) => name = next_name(),
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => name = next_name(),
+                    Err(error) => break Err(setup(format!("make the control group `{}`", path.display()), error)),
+                }
+            };
+            let (path, lock) = match made {
                 Err(_) if !required => continue,
-                made => made.map_err(|source| setup(format!("make the control group `{}`", path.display()), source))?,
-            }
+                made => made?,
+            };
             let first_version = hierarchy.first_version;
-            group.members.push(Member { path: path.clone(), first_version, required });
+            group.members.push(Member { path: path.clone(), first_version, required, _lock: lock });
             if has("pids") {
                 // Done without where it's refused.
                 let _ = write(&path.join("pids.max"), &pids.to_string());
+            }
+            if !first_version && has("memory") {
+                // All or nothing: a step that lost a process for lack of memory has failed, and should say so.
+                let _ = write(&path.join("memory.oom.group"), "1");
             }
             if first_version && has("cpuset") {
                 inherit_cpus(&path).map_err(|source| setup("give the control group processors".to_owned(), source))?;
@@ -295,94 +266,10 @@ fn setup(operation: String, source: io::Error) -> RunError {
 impl Drop for Group {
     fn drop(&mut self) {
         for member in &self.members {
-            // Kills what a lost supervisor might have left; version 1 has no such file.
-            if !member.first_version {
-                let _ = fs::write(member.path.join("cgroup.kill"), "1");
-            }
-            let _ = fs::remove_dir(&member.path);
+            end::end(&member.path);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn one(first_version: bool, controllers: &[&str], mount: &str, own: &str) -> Hierarchy {
-        let controllers = controllers.iter().map(|name| (*name).to_owned()).collect();
-        Hierarchy { first_version, controllers, mount: mount.into(), own: own.into() }
-    }
-
-    #[test]
-    fn layouts() {
-        let hybrid = "8:pids:/\n4:cpu,cpuacct:/x\n2:freezer:/\n0::/\n";
-        let hybrid_mounts = "30 25 0:26 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
-                             32 25 0:26 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
-                             31 25 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-        let unified_mounts = "30 25 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
-        let part = "30 25 0:26 /docker/abc /sys/fs/cgroup/pids ro - cgroup cgroup rw,pids\n";
-        let at = "/sys/fs/cgroup";
-        let pids = one(true, &["pids"], "/sys/fs/cgroup/pids", "/sys/fs/cgroup/pids");
-        let cpu = one(true, &["cpu"], "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/cpu,cpuacct/x");
-        let empty = one(false, &[], "/sys/fs/cgroup/unified", "/sys/fs/cgroup/unified");
-        let rows: &[(&str, &str, &str, &[Hierarchy])] = &[
-            ("hybrid", hybrid, hybrid_mounts, &[pids.clone(), cpu, empty]),
-            ("unified", "0::/user.slice/a\n", unified_mounts, &[one(false, &[], at, "/sys/fs/cgroup/user.slice/a")]),
-            ("a container's part", "3:pids:/docker/abc\n", part, &[pids]),
-            ("outside of the part", "3:pids:/other\n", part, &[]),
-            ("not mounted", "3:pids:/\n", "", &[]),
-            ("none", "", unified_mounts, &[]),
-        ];
-        for (what, own, mounts, expected) in rows {
-            assert_eq!(hierarchies(own, mounts), *expected, "{what}");
-        }
-    }
-
-    #[test]
-    fn files() {
-        type Files = &'static [(&'static str, &'static str)];
-        let limits = GroupLimits::default;
-        let rows: &[(GroupLimits, Files, Files)] = &[
-            (limits(), &[], &[]),
-            (
-                GroupLimits { memory: Some(100), ..limits() },
-                &[("memory.limit_in_bytes", "100"), ("memory.memsw.limit_in_bytes", "200")],
-                &[("memory.max", "100"), ("memory.swap.max", "100")],
-            ),
-            (
-                GroupLimits { memory: Some(100), memory_and_swap: Some(Some(100)), ..limits() },
-                &[("memory.limit_in_bytes", "100"), ("memory.memsw.limit_in_bytes", "100")],
-                &[("memory.max", "100"), ("memory.swap.max", "0")],
-            ),
-            (
-                GroupLimits { memory: Some(100), memory_and_swap: Some(None), ..limits() },
-                &[("memory.limit_in_bytes", "100"), ("memory.memsw.limit_in_bytes", "-1")],
-                &[("memory.max", "100"), ("memory.swap.max", "max")],
-            ),
-            (GroupLimits { cpu_shares: Some(1024), ..limits() }, &[("cpu.shares", "1024")], &[("cpu.weight", "39")]),
-            (GroupLimits { cpu_shares: Some(262_144), ..limits() }, &[("cpu.shares", "262144")], &[("cpu.weight", "10000")]),
-            (
-                GroupLimits { cpu_quota: Some(50_000), ..limits() },
-                &[("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "50000")],
-                &[("cpu.max", "50000 100000")],
-            ),
-            (
-                GroupLimits { cpu_period: Some(5000), ..limits() },
-                &[("cpu.cfs_period_us", "5000"), ("cpu.cfs_quota_us", "-1")],
-                &[("cpu.max", "max 5000")],
-            ),
-            (GroupLimits { cpus: Some("0-1".into()), ..limits() }, &[("cpuset.cpus", "0-1")], &[("cpuset.cpus", "0-1")]),
-        ];
-        for (limits, first, second) in rows {
-            let settings = limits.settings();
-            let all = |files: fn(&Setting) -> &Vec<(&'static str, String)>| -> Vec<(String, String)> {
-                settings.iter().flat_map(files).map(|(file, value)| ((*file).to_owned(), value.clone())).collect()
-            };
-            let want = |files: Files| -> Vec<(String, String)> {
-                files.iter().map(|(file, value)| ((*file).to_owned(), (*value).to_owned())).collect()
-            };
-            assert_eq!(all(|setting| &setting.first), want(first), "{limits:?}");
-            assert_eq!(all(|setting| &setting.second), want(second), "{limits:?}");
-        }
-    }
-}
+mod tests;

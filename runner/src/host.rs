@@ -88,6 +88,17 @@ impl Host {
         self.group.as_ref().unwrap_or(&nowhere).lacks(limits)
     }
 
+    /// Can commands be run at all?
+    pub fn mode_is_usable(&self) -> bool {
+        !matches!(self.mode, Mode::Unavailable { .. })
+    }
+
+    /// Does a control group count the processes of a run with these limits? Else only RLIMIT_NPROC does, which is by user, and which
+    /// the kernel doesn't hold against the root of the machine.
+    pub fn counts_processes(&self, limits: &GroupLimits) -> bool {
+        self.group.as_ref().is_some_and(|group| group.counts_processes(limits))
+    }
+
     /// Fills `directory`, once, with the empty mount points that every run needs, and has them lie below all other layers from now on.
     ///
     /// An image without `/proc`, `/etc/hosts` and so on otherwise gets them made and removed again for each run: a dozen inodes,

@@ -54,7 +54,7 @@ fn try_become(plan: &Plan, sandbox: &mut Sandbox) -> Result<Never, Failure> {
     streams(root, &identity).map_err(|error| setup("hand over the standard streams", &error))?;
     rustix::process::setsid().map_err(|errno| setup("make a session", &errno.into()))?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    limits(&command.limits)?;
+    limits(&command.limits, command.processes)?;
     sys::reset_signals();
     if command.no_new_privileges {
         rustix::thread::set_no_new_privs(true).map_err(|errno| setup("set no_new_privs", &errno.into()))?;
@@ -138,13 +138,14 @@ fn streams(root: BorrowedFd<'_>, identity: &Identity) -> io::Result<()> {
 }
 
 /// Those that are asked for; else open files as Docker has them, no core dumps, never above what the caller may have.
-fn limits(asked: &[(spec::Resource, Option<u64>, Option<u64>)]) -> Result<(), Failure> {
+fn limits(asked: &[(spec::Resource, Option<u64>, Option<u64>)], processes: Option<u64>) -> Result<(), Failure> {
     for (resource, soft, hard) in asked {
         let limit = Rlimit { current: *soft, maximum: *hard };
         let failed = |errno: Errno| setup(&format!("set the limit of `{}`", resource.name()), &errno.into());
         rustix::process::setrlimit(number_of(*resource), limit).map_err(failed)?;
     }
-    for (resource, soft, hard) in [(Resource::Nofile, 1024, 1_048_576), (Resource::Core, 0, 0)] {
+    let usual = [(Resource::Nofile, 1024, 1_048_576), (Resource::Core, 0, 0)];
+    for (resource, soft, hard) in usual.into_iter().chain(processes.map(|most| (Resource::Nproc, most, most))) {
         // A hard limit that was lowered can't be raised again.
         if asked.iter().any(|(asked, ..)| number_of(*asked) == resource) {
             continue;

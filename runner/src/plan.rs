@@ -49,6 +49,8 @@ pub(crate) struct Command {
     pub(crate) filtered: bool,
     /// Resource, soft and hard limit, in the order in which they are set.
     pub(crate) limits: Vec<(Resource, Option<u64>, Option<u64>)>,
+    /// Where no control group counts processes: how many the user may have, unless `limits` says it.
+    pub(crate) processes: Option<u64>,
 }
 
 /// Attributes of a mount.
@@ -232,6 +234,7 @@ pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
         no_new_privileges: spec.security == Security::Hardened,
         filtered: spec.security != Security::Insecure,
         limits: limits(spec),
+        processes: (!host.counts_processes(&spec.group)).then(|| spec.group.pids.unwrap_or(spec.pids)),
     };
     Ok(Plan { namespaces, outside, inside, command })
 }

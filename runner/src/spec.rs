@@ -123,6 +123,8 @@ pub enum Security {
 /// How much all processes of a run may use together, where control groups can be had ([`crate::Host::lacks`]).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GroupLimits {
+    /// Processes and threads; [`RunSpec::pids`] if nothing is said, which counts only where it can be had.
+    pub pids: Option<u64>,
     /// Bytes of memory.
     pub memory: Option<u64>,
     /// Bytes of memory and swap; `Some(None)` is no limit of swap, `None` is as much swap as memory.

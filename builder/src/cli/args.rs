@@ -169,8 +169,8 @@ pub(crate) struct BuildArgs {
 /// Limits of all processes of a RUN together.
 #[derive(Debug, Args, Default)]
 pub(crate) struct ResourceArgs {
-    /// Limit what all processes of a RUN may use together (format: `memory=1g,cpu-quota=50000`; also memory-swap, cpu-shares,
-    /// cpu-period, cpuset-cpus, cpuset-mems)
+    /// Limit what all processes of a RUN may use together (format: `memory=1g,cpu-quota=50000`; also memory-swap, cpus,
+    /// cpu-shares, cpu-period, cpuset-cpus, cpuset-mems, pids-limit)
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) resource: Vec<String>,
     /// Set the control group below which those of RUN are made
@@ -190,6 +190,10 @@ pub(crate) struct ResourceArgs {
     pub(crate) cpuset_cpus: Option<String>,
     #[arg(long, hide = true)]
     pub(crate) cpuset_mems: Option<String>,
+    #[arg(long, hide = true)]
+    pub(crate) cpus: Option<String>,
+    #[arg(long, hide = true, allow_hyphen_values = true)]
+    pub(crate) pids_limit: Option<String>,
 }
 
 /// Flags of `docker build` that change nothing here, or nothing any more; each is answered with a warning.

@@ -20,6 +20,8 @@ pub(crate) fn group_limits(args: &ResourceArgs) -> Result<GroupLimits, Failure> 
         ("cpu-quota", &args.cpu_quota),
         ("cpuset-cpus", &args.cpuset_cpus),
         ("cpuset-mems", &args.cpuset_mems),
+        ("cpus", &args.cpus),
+        ("pids-limit", &args.pids_limit),
     ] {
         if let Some(value) = value {
             limit(&mut limits, name, value).map_err(|reason| invalid(&format!("--{name}"), value, &reason))?;
@@ -55,7 +57,7 @@ fn invalid(flag: &str, value: &str, reason: &str) -> Failure {
     Failure::usage_hint(
         format!("invalid {flag} `{value}`: {reason}"),
         "write `--resource memory=1g,cpu-quota=50000`: memory, memory-swap, cpu-shares, cpu-period, cpu-quota, cpuset-cpus, \
-         cpuset-mems",
+         cpuset-mems, cpus, pids-limit",
     )
 }
 
@@ -83,11 +85,34 @@ fn limit(limits: &mut GroupLimits, name: &str, value: &str) -> Result<(), String
         "cpu-period" => limits.cpu_period = number(1000, 1_000_000)?,
         "cpu-quota" if value == "-1" => limits.cpu_quota = None,
         "cpu-quota" => limits.cpu_quota = number(1000, u64::MAX / 1000)?,
+        "cpus" => match processors(value)? {
+            0 => limits.cpu_quota = None,
+            hundredths => {
+                limits.cpu_period = Some(PERIOD);
+                limits.cpu_quota = Some(hundredths * PERIOD / 100);
+            }
+        },
+        "pids-limit" if value == "-1" => limits.pids = None,
+        "pids-limit" => limits.pids = number(1, 1 << 22)?,
         "cpuset-cpus" => limits.cpus = list(name, value)?,
         "cpuset-mems" => limits.memory_nodes = list(name, value)?,
         other => return Err(format!("there is no resource `{other}`")),
     }
     Ok(())
+}
+
+/// The microseconds over which `cpus` counts, as in Docker.
+const PERIOD: u64 = 100_000;
+
+/// A number of processors with at most two decimals, in hundredths.
+fn processors(value: &str) -> Result<u64, String> {
+    let (whole, part) = value.split_once('.').unwrap_or((value, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let hundredths = format!("{whole}{part:0<2}").parse::<u64>().ok();
+    let well_formed = digits(whole) && digits(part) && part.len() <= 2 && !value.starts_with('.');
+    hundredths
+        .filter(|n| well_formed && *n <= 1_000_000)
+        .ok_or_else(|| "cpus is a number of processors with at most two decimals, as `1.5`".to_owned())
 }
 
 /// Numbers and ranges of them: `0-2,7`.
@@ -148,6 +173,10 @@ mod tests {
                 &["cpu-shares=512,cpu-period=50000", "cpu-quota=25000"],
                 GroupLimits { cpu_shares: Some(512), cpu_period: Some(50_000), cpu_quota: Some(25_000), ..none() },
             ),
+            (&["cpus=1.5"], GroupLimits { cpu_period: Some(100_000), cpu_quota: Some(150_000), ..none() }),
+            (&["cpus=0.05"], GroupLimits { cpu_period: Some(100_000), cpu_quota: Some(5000), ..none() }),
+            (&["pids-limit=100"], GroupLimits { pids: Some(100), ..none() }),
+            (&["pids-limit=100,pids-limit=-1"], none()),
             (&["memory=0,cpu-quota=-1,cpu-shares=0"], none()),
             (
                 &["cpuset-cpus=0-2,7,cpuset-mems=0"],
