@@ -370,6 +370,14 @@ impl RootDir {
         rustix::fs::fsetxattr(&self.fd, key, value, XattrFlags::empty()).map_err(|e| self.error(SET_XATTR, b"", xattr_error(e)))
     }
 
+    /// Takes one extended attribute of this directory away, if it has it.
+    pub fn remove_xattr_of_self(&self, key: &[u8]) -> Result<()> {
+        match rustix::fs::fremovexattr(&self.fd, key) {
+            Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => Ok(()),
+            Err(e) => Err(self.error("remove an extended attribute of", b"", e)),
+        }
+    }
+
     /// An error of `operation` on `name` in this directory (the directory itself when `name` is empty).
     pub fn error(&self, operation: &'static str, name: &[u8], source: impl Into<io::Error>) -> FsError {
         let path = if name.is_empty() { self.shown.clone() } else { self.shown_child(name) };

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use kiln_oci::path::ImagePath;
 use rustix::io::Errno;
 
-use crate::layer::whiteout::{self, WhiteoutStyle};
+use crate::layer::whiteout::{self, Listed, WhiteoutStyle};
 use crate::rootdir::{FsError, Kind, Meta, RootDir, Xattrs};
 
 /// As many symbolic links as the kernel follows in one path (path_resolution(7)).
@@ -269,11 +269,21 @@ impl MergedDir {
     }
 
     pub(crate) fn lookup(self: &Arc<Self>, name: &[u8]) -> std::result::Result<Option<Node>, FsError> {
+        if self.style.is_some_and(|style| style.reserves(name)) {
+            return Ok(None);
+        }
         for (part, dir) in self.parts.iter().enumerate() {
-            let Some(meta) = dir.stat(name)? else { continue };
-            return self.node(part, name, meta);
+            match dir.stat(name)? {
+                Some(meta) => return self.node(part, name, meta),
+                None if self.is_marked(dir, name)? => return Ok(None),
+                None => {}
+            }
         }
         Ok(None)
+    }
+
+    fn is_marked(&self, part: &RootDir, name: &[u8]) -> std::result::Result<bool, FsError> {
+        self.style.map_or(Ok(false), |style| whiteout::is_marked(part, name, style))
     }
 
     /// What `name` is to the merged tree, given that `meta` is its topmost form; `None` for a whiteout.
@@ -294,8 +304,16 @@ impl MergedDir {
     fn read_dir(self: &Arc<Self>) -> std::result::Result<Vec<Node>, FsError> {
         let mut found = std::collections::BTreeMap::new();
         for (part, dir) in self.parts.iter().enumerate() {
-            for name in dir.names()? {
+            let listed = match self.style {
+                Some(style) => whiteout::list(dir, style)?,
+                None => dir.names()?.into_iter().map(|name| Listed { name, is_marker: false }).collect(),
+            };
+            for Listed { name, is_marker } in listed {
                 if found.contains_key(&name) {
+                    continue;
+                }
+                if is_marker {
+                    found.insert(name, None);
                     continue;
                 }
                 // Gone since it was listed: only a plain directory of the user's can change.
@@ -406,7 +424,11 @@ impl Node {
                         break;
                     }
                 }
-                Err(e) if e.is_not_found() && at > part => {}
+                Err(e) if e.is_not_found() && at > part => {
+                    if dir.is_marked(layer, name)? {
+                        break;
+                    }
+                }
                 // A file or a whiteout ends what's merged into the directory above it.
                 Err(e) if matches!(e.errno(), Some(Errno::NOTDIR | Errno::LOOP)) && at > part => break,
                 Err(e) => return Err(e),

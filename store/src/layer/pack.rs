@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, SyncSender};
 use kiln_oci::digest::{DiffId, Hasher};
 
 use super::compress::{Compression, EncodeOptions, Encoder};
-use super::whiteout::{self, WhiteoutStyle};
+use super::whiteout::{self, Listed, WhiteoutStyle};
 use super::xattr;
 use crate::rootdir::{FsError, Kind, Meta, RootDir, Timestamp, Xattrs};
 use crate::tar::{Entry, EntryKind, WriteError, Writer};
@@ -165,7 +165,7 @@ struct Level {
     /// `None` while it's closed for the sake of those below.
     dir: Option<RootDir>,
     id: (u64, u64),
-    names: std::vec::IntoIter<Vec<u8>>,
+    names: std::vec::IntoIter<Listed>,
     path_length: usize,
 }
 
@@ -176,7 +176,7 @@ impl<W: Write> Packer<'_, W> {
             let Some(dir) = &level.dir else { return Err(PackError::Changed { path: self.path.clone() }) };
             if let Some(name) = level.names.next() {
                 let Some((child, meta)) = self.entry(dir, &name)? else { continue };
-                self.path.extend_from_slice(&name);
+                self.path.extend_from_slice(&name.name);
                 self.path.push(b'/');
                 let next = self.enter(child, meta)?;
                 levels.push(next);
@@ -216,13 +216,18 @@ impl<W: Write> Packer<'_, W> {
         if whiteout::is_opaque(&dir, self.options.style)? {
             self.start(&removal([&self.path, whiteout::OPAQUE].concat()))?;
         }
-        let names = dir.names()?.into_iter();
+        let names = whiteout::list(&dir, self.options.style)?.into_iter();
         Ok(Level { dir: Some(dir), id: (meta.dev, meta.ino), names, path_length: self.path.len() })
     }
 
     /// Writes the entry `name`, or opens it if it's a directory.
-    fn entry(&mut self, dir: &RootDir, name: &[u8]) -> Result<Option<(RootDir, Meta)>, PackError> {
+    fn entry(&mut self, dir: &RootDir, listed: &Listed) -> Result<Option<(RootDir, Meta)>, PackError> {
+        let name = &listed.name[..];
         let path = [&self.path, name].concat();
+        if listed.is_marker {
+            self.start(&removal([&self.path, whiteout::PREFIX, name].concat()))?;
+            return Ok(None);
+        }
         if name.starts_with(whiteout::PREFIX) {
             return Err(PackError::ReservedName { path });
         }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::compress::{Compression, EncodeOptions};
 use super::testing::{Dirs, Overlay, can_mount, plain, sh, tell};
+use super::whiteout::WhiteoutStyle;
 use super::*;
 use crate::rootdir::RootDir;
 use crate::tar::{Entry, EntryKind, Reader};
@@ -167,6 +168,17 @@ fn a_change_packed_and_unpacked_is_the_same_change() {
             assert_eq!(tell(&plain(&overlay.at), true), wanted, "{name}: the overlay of the unpacked layer differs");
         }
         assert_eq!(packed(&copy), tar, "{name}: packing is not the inverse of unpacking");
+
+        // The same with deletions as plain files.
+        let style = WhiteoutStyle::Names;
+        let named = dirs.make("named");
+        let options = UnpackOptions { style, ..UnpackOptions::default() };
+        unpack(&mut &tar[..], &RootDir::open(&named).unwrap(), &View::new([&lower]).unwrap(), &options).unwrap();
+        let roots = [&named, &lower].map(|path| RootDir::open(path).unwrap());
+        assert_eq!(tell(&View::from_roots(roots.into(), style).unwrap(), true), wanted, "{name}: with markers");
+        let mut again = Vec::new();
+        pack(&RootDir::open(&named).unwrap(), &mut again, &PackOptions { style, ..PackOptions::default() }).unwrap();
+        assert_eq!(again, tar, "{name}: packed from markers");
 
         let names: Vec<_> = entries(&tar).into_iter().map(|e| e.path.escape_ascii().to_string()).collect();
         for wanted in *expected {

@@ -55,8 +55,8 @@ pub enum UnpackError {
 /// How to unpack.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct UnpackOptions {
-    /// How whiteouts stand on disk. With [`WhiteoutStyle::UserXattr`] devices that may not be made are skipped, as there's no
-    /// way to make them in a user namespace.
+    /// How whiteouts stand on disk. But with [`WhiteoutStyle::Device`], devices that may not be made are skipped, as there's no
+    /// way to make them in a user namespace or a container without the right to.
     pub style: WhiteoutStyle,
     /// The most bytes of file content to write, against decompression bombs.
     pub max_bytes: Option<u64>,
@@ -174,7 +174,7 @@ impl Unpacker<'_> {
             }
             EntryKind::Node(kind) => match self.upper.mknod(&path, kind, entry.rdev, &attrs) {
                 Err(UpperError::Fs(e))
-                    if self.options.style == WhiteoutStyle::UserXattr
+                    if self.options.style != WhiteoutStyle::Device
                         && kind != Kind::Fifo
                         && e.source.kind() == io::ErrorKind::PermissionDenied =>
                 {

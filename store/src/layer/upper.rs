@@ -71,6 +71,9 @@ pub enum UpperError {
         #[source]
         source: io::Error,
     },
+    /// The name means a deleted file in a layer.
+    #[error("`{0}` cannot stand in a layer: names that begin with `.wh.` mean deleted files there")]
+    ReservedName(ImagePath),
     /// uid or gid 4294967295, which chown(2) reads as "leave it".
     #[error("`{0}` is owned by user or group 4294967295, which is no owner")]
     NoOwner(ImagePath),
@@ -257,6 +260,9 @@ impl UpperWriter {
         let mut state = self.lock();
         let id = match (path.parent(), path.file_name()) {
             (Some(parent), Some(name)) => {
+                if self.style.reserves(name) {
+                    return Err(UpperError::ReservedName(path.clone()));
+                }
                 let up = state.enter(&parent, &implied_dir(attrs.mtime), self.style)?.0;
                 state.make_dir(up, name, attrs, self.style)?
             }
@@ -389,9 +395,14 @@ impl UpperWriter {
     /// The directory and name to write `path` by.
     fn place<'p>(&self, path: &'p ImagePath, attrs: &Attrs) -> Result<(Arc<RootDir>, &'p [u8])> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(UpperError::Root) };
+        if self.style.reserves(name) {
+            return Err(UpperError::ReservedName(path.clone()));
+        }
         let mut state = self.lock();
         let id = state.enter(&parent, &implied_dir(attrs.mtime), self.style)?.0;
-        Ok((state.open(id)?.dir, name))
+        let dir = state.open(id)?.dir;
+        whiteout::unmark(&dir, name, self.style)?;
+        Ok((dir, name))
     }
 
     fn replacing(&self, path: &ImagePath, create: impl Fn() -> std::result::Result<(), FsError>) -> Result<()> {
@@ -491,6 +502,9 @@ impl State {
                 let names: Vec<_> = path.components().take(depth + 1).map(<[u8]>::to_vec).collect();
                 UpperError::NotADirectory { path: path.clone(), at: join(&names) }
             };
+            if style.reserves(name) {
+                return Err(UpperError::ReservedName(path.clone()));
+            }
             match self.entry(id, name, style)? {
                 Some(entry) if entry.meta().kind != Kind::Dir => return Err(not_a_directory()),
                 Some(_) => {}
@@ -518,7 +532,15 @@ impl State {
             None => missing.clone(),
         };
         match dir.mkdir(name) {
-            Ok(()) => {}
+            Ok(()) => {
+                if whiteout::unmark(&dir, name, style)? {
+                    attrs = missing.clone();
+                    if below.is_some() {
+                        whiteout::set_opaque(&dir.child(name)?, style)?;
+                        opaque = true;
+                    }
+                }
+            }
             Err(e) if e.errno() == Some(Errno::EXIST) => match dir.stat(name)? {
                 // It was there before this writer.
                 Some(meta) if meta.kind == Kind::Dir => {
@@ -550,6 +572,9 @@ impl State {
         let Open { dir, below } = self.open(id)?;
         if let Some(meta) = dir.stat(name)? {
             return Ok((!whiteout::is_whiteout(&dir, name, &meta, style)?).then_some(Entry::Upper(meta)));
+        }
+        if style.reserves(name) || whiteout::is_marked(&dir, name, style)? {
+            return Ok(None);
         }
         match below {
             Some(below) => Ok(below.lookup(name)?.map(Entry::Below)),
