@@ -573,7 +573,8 @@ impl Step<'_> {
         let since = file::timestamp(SystemTime::now());
         exec::exec(engine, op, &prepared, &setting, task)?;
         let upper = engine.store.tree(&prepared.upper)?;
-        let diff = crate::ops::settle::settle(&upper, &engine.store.view(&prepared.lowers)?, since)?;
+        let diff =
+            crate::ops::settle::settle(&upper, &engine.store.view(&prepared.lowers)?, since, engine.store.form().whiteouts)?;
         let identity = Identity::layer(parent.identity, diff);
         prepared.created = Some(self.work.now.to_owned());
         let layer = prepared.commit()?;

@@ -289,6 +289,11 @@ impl RootDir {
         set_attrs(&self.fd, attrs).map_err(|(operation, e)| self.error(operation, b"", e))
     }
 
+    /// Sets the mtime of this directory, and nothing else.
+    pub fn set_mtime_of_self(&self, mtime: Timestamp) -> Result<()> {
+        rustix::fs::futimens(&self.fd, &mtime.both()).map_err(|e| self.error("set the time of", b"", e))
+    }
+
     /// Sets owner, extended attributes, mode and mtime of the open file `file`, which errors call `name`.
     pub fn set_attrs_of_file(&self, file: &File, name: &[u8], attrs: &Attrs) -> Result<()> {
         set_attrs(file.as_fd(), attrs).map_err(|(operation, e)| self.error(operation, name, e))

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 
+use kiln_store::layer::whiteout::{self, Listed, WhiteoutStyle};
 use kiln_store::layer::xattr::{is_portable, portable};
 use kiln_store::rootdir::{FsError, Kind, Meta, RootDir, Timestamp};
 use kiln_store::view::{Node, View, ViewError};
@@ -17,37 +18,49 @@ use rayon::prelude::*;
 /// `chmod -R a+r /usr` would be a layer of all of `/usr`. What is the same is what BuildKit leaves out of a layer
 /// (containerd's `fs.DiffDir`): a file with the attributes, the time to the nanosecond and the bytes of the one below, and a
 /// directory with its attributes and nothing changed in it. A file with more than one name is kept, or its links would be lost.
+/// Deletions that delete nothing go as well: which of them an overlay leaves depends on the kernel and its options (a renamed
+/// directory is opaque even where nothing lies below), and where there's no overlay there are none.
+///
+/// The fingerprint is the same in every [`WhiteoutStyle`].
 ///
 /// Only files older than `since`, the moment that the command began, can be such copies. BLAKE3 is 15 to 25 times as fast as
 /// SHA-256, so the fingerprint costs little beside writing the files.
 ///
 /// # Errors
 /// What the file system answers.
-pub fn settle(upper: &RootDir, parent: &View, since: Timestamp) -> Result<[u8; 32], ViewError> {
+pub fn settle(upper: &RootDir, parent: &View, since: Timestamp, style: WhiteoutStyle) -> Result<[u8; 32], ViewError> {
     let mut hasher = blake3::Hasher::new();
-    Settle { since }.directory(upper, &upper.meta()?, parent.root()?, &mut hasher)?;
+    Settle { since, style }.directory(upper, &upper.meta()?, parent.root()?, &mut hasher)?;
     Ok(*hasher.finalize().as_bytes())
 }
 
 struct Settle {
     since: Timestamp,
+    style: WhiteoutStyle,
 }
 
 impl Settle {
     /// Says whether the directory is a change: it, or something in it, is not as in `below`.
     fn directory(&self, dir: &RootDir, meta: &Meta, below: Option<Node>, hasher: &mut blake3::Hasher) -> Result<bool, ViewError> {
-        let all = dir.xattrs_of_self()?;
-        let hides = all.iter().any(|(key, value)| key.ends_with(b".overlay.opaque") && value == b"y");
-        let below = match below {
-            Some(node) if node.kind() == Kind::Dir && !hides => Some(node.opened()?),
+        let all = portable(dir.xattrs_of_self()?);
+        let mut hides = whiteout::is_opaque(dir, self.style)?;
+        let mut below = below.filter(|node| node.kind() == Kind::Dir);
+        if hides && below.is_none() {
+            whiteout::clear_opaque(dir, self.style)?;
+            hides = false;
+        }
+        below = match below {
+            Some(node) if !hides => Some(node.opened()?),
             _ => None,
         };
         attributes(meta, hasher);
         marks(&all, hasher);
-        let mut names = dir.names()?;
-        names.sort_unstable();
+        if hides {
+            field(hasher, b"opaque");
+        }
+        let names = whiteout::list(dir, self.style)?;
         // Each entry for itself, in parallel where there are many; then their hashes in order.
-        let entry = |name: &Vec<u8>| self.entry(dir, name, below.as_ref());
+        let entry = |name: &Listed| self.entry(dir, name, below.as_ref());
         let hashes: Result<Vec<_>, ViewError> =
             if names.len() < 16 { names.iter().map(entry).collect() } else { names.par_iter().map(entry).collect() };
         let mut changed = false;
@@ -55,17 +68,31 @@ impl Settle {
             changed = true;
             hasher.update(&hash);
         }
+        // What was dropped from it changed its time, which the command didn't.
+        if dir.meta()?.mtime != meta.mtime {
+            dir.set_mtime_of_self(meta.mtime)?;
+        }
         Ok(match below {
-            Some(below) if !changed => !same_attributes(meta, below.meta()) || portable(all) != below.xattrs()?,
+            Some(below) if !changed => !same_attributes(meta, below.meta()) || all != below.xattrs()?,
             _ => true,
         })
     }
 
     /// The hash of an entry that is a change; one that is none is removed.
-    fn entry(&self, dir: &RootDir, name: &[u8], below: Option<&Node>) -> Result<Option<[u8; 32]>, ViewError> {
-        let Some(meta) = dir.stat(name)? else { return Ok(None) };
+    fn entry(&self, dir: &RootDir, listed: &Listed, below: Option<&Node>) -> Result<Option<[u8; 32]>, ViewError> {
+        let name = &listed.name[..];
         let mut hasher = blake3::Hasher::new();
         field(&mut hasher, name);
+        let found = if listed.is_marker { None } else { dir.stat(name)? };
+        if whiteout::whiteout_entry(dir, listed, found.as_ref(), self.style)? {
+            if below.map(|below| below.child(name)).transpose()?.flatten().is_none() {
+                whiteout::remove(dir, listed)?;
+                return Ok(None);
+            }
+            field(&mut hasher, b"gone");
+            return Ok(Some(*hasher.finalize().as_bytes()));
+        }
+        let Some(meta) = found else { return Ok(None) };
         if meta.kind == Kind::Dir {
             let below = below.map(|below| below.child(name)).transpose()?.flatten();
             if !self.directory(&dir.child(name)?, &meta, below, &mut hasher)? {
@@ -161,14 +188,11 @@ fn attributes(meta: &Meta, hasher: &mut blake3::Hasher) {
     hasher.update(&size.to_le_bytes());
 }
 
-/// What an image can hold of the attributes, and the overlay's whiteouts and opaque marks. Others of the overlay's say where
-/// a file was copied up from (`overlay.origin`), which is no part of the result.
+/// What an image can hold of the attributes. Those of the overlay say how it stands on disk, and where a file was copied up from.
 fn marks(xattrs: &kiln_store::rootdir::Xattrs, hasher: &mut blake3::Hasher) {
-    for (key, value) in xattrs {
-        if is_portable(key) || key.ends_with(b".overlay.opaque") || key.ends_with(b".overlay.whiteout") {
-            field(hasher, key);
-            field(hasher, value);
-        }
+    for (key, value) in xattrs.iter().filter(|(key, _)| is_portable(key)) {
+        field(hasher, key);
+        field(hasher, value);
     }
 }
 
