@@ -109,14 +109,15 @@ def busybox_arm64_tar(out):
         busybox_tar(out, os.path.join(apt, "root/bin/busybox"))
 
 
-def debian_tar(out):
-    """What `debootstrap --variant=minbase bookworm` unpacks, without what only that run explains."""
+def debian_tar(out, packages=()):
+    """What `debootstrap --variant=minbase bookworm` unpacks, with more packages, without what only that run explains."""
     root = tempfile.mkdtemp(prefix="debian-", dir=cache_dir())
     try:
         mirror = os.environ.get("KILN_TEST_DEBIAN_MIRROR", "http://deb.debian.org/debian")
         log = os.path.join(cache_dir(), "debootstrap.log")
         with open(log, "wb") as to:
-            code = subprocess.run(["debootstrap", "--variant=minbase", "bookworm", root, mirror], stdout=to, stderr=to).returncode
+            more = [f"--include={','.join(packages)}"] if packages else []
+            code = subprocess.run(["debootstrap", "--variant=minbase", *more, "bookworm", root, mirror], stdout=to, stderr=to).returncode
         if code:
             sys.exit(f"lab.py: debootstrap failed, see {log}:\n" + "".join(open(log).readlines()[-5:]))
         for name in ("etc/resolv.conf", "etc/hostname", "etc/hosts", "etc/machine-id"):
@@ -142,6 +143,8 @@ def debian_tar(out):
 BASES = {"busybox": (busybox_tar, "latest", ["sh"], "amd64"),
          "busybox-arm64": (busybox_arm64_tar, "latest", ["sh"], "arm64"),
          "debian": (debian_tar, "bookworm", ["bash"], "amd64"),
+         # A compiler, and what sets capabilities and access control lists.
+         "buildpack-deps": (functools.partial(debian_tar, packages=("gcc", "libc6-dev", "libcap2-bin", "acl", "attr")), "bookworm", ["bash"], "amd64"),
          # For several platforms: made of others.
          "multiarch": (["busybox", "busybox-arm64"], "latest", None, None)}
 

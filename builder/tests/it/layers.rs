@@ -8,6 +8,10 @@ use crate::support::tar;
 
 /// The paths in the image's last layer.
 fn last_layer(dockerfile: &str) -> Vec<String> {
+    layer(dockerfile, |e| e.path.escape_ascii().to_string())
+}
+
+fn layer(dockerfile: &str, tell: fn(&tar::Entry<'_>) -> String) -> Vec<String> {
     let home = Home::new();
     let context = home.context("c", dockerfile);
     let archive = home.path("out.tar");
@@ -17,7 +21,18 @@ fn last_layer(dockerfile: &str) -> Vec<String> {
     let layer = image.layers.last().unwrap();
     let ids = image.config["rootfs"]["diff_ids"].as_array().unwrap().clone();
     assert_eq!(ids.last().unwrap().as_str(), Some(Digest::of(layer).to_string().as_str()));
-    tar::entries(layer).unwrap().iter().map(|e| e.path.escape_ascii().to_string()).collect()
+    tar::entries(layer).unwrap().iter().map(tell).collect()
+}
+
+/// Dropping a copy from a folder is no change of the folder.
+#[test]
+fn a_folder_keeps_the_time_that_a_run_left_it_with() {
+    let found = layer(
+        "FROM busybox\nRUN mkdir -p /t/d && touch /t/same /t/d/same\n\
+         RUN chmod -R a+r /t && rm /etc/hostname && chown 5 /t/d && touch -d @1000000000 /t /t/d\n",
+        |e| format!("{} {}", e.path.escape_ascii(), e.mtime),
+    );
+    assert_eq!(found[1..], ["etc/.wh.hostname 0", "t 1000000000", "t/d 1000000000"]);
 }
 
 /// The overlay copies a file up before a command changes it, and also when the change is none. BuildKit leaves such copies
