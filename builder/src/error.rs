@@ -88,6 +88,9 @@ pub enum Error {
     /// The same before it is known which step it was.
     #[error(transparent)]
     Unplaced(#[from] Box<StepError>),
+    /// This host can't give the sandbox that was asked for.
+    #[error("{0}")]
+    Host(RunError),
     /// A registry refused, failed or could not be reached.
     #[error(transparent)]
     Registry(#[from] kiln_registry_client::Error),
@@ -297,7 +300,7 @@ impl Error {
             Error::Registry(_) | Error::Image(_) => Kind::Registry,
             Error::Store(_) => Kind::Store,
             Error::Interrupted => Kind::Interrupted,
-            Error::System { .. } => Kind::Host,
+            Error::System { .. } | Error::Host(_) => Kind::Host,
             Error::Internal { .. } => Kind::Bug,
             Error::ReadInput { .. }
             | Error::Output { .. }
@@ -319,6 +322,7 @@ impl Error {
         match self {
             Error::Step { meant: Some(meant), .. } => Some(meant.clone()),
             Error::Registry(error) => error.hint(),
+            Error::Host(error) => Some(host_hint(error)),
             Error::Step { cause, .. } | Error::Unplaced(cause) => match &**cause {
                 StepError::Registry(error) => error.hint(),
                 StepError::NoSecret { id } => {
@@ -389,8 +393,8 @@ fn host_hint(error: &RunError) -> String {
         RunError::KernelFeature { feature, .. } => {
             format!("a kernel with {feature} is needed for RUN; builds without RUN work on this one")
         }
-        _ => "RUN needs root with CAP_SYS_ADMIN, outside of any container that takes it away; builds without RUN work here"
-            .to_owned(),
+        RunError::Unavailable { remedy, .. } => format!("{remedy}; builds without RUN work here as it is"),
+        _ => "`kiln doctor` tells what this machine offers to RUN; builds without RUN work here".to_owned(),
     }
 }
 

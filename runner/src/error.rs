@@ -13,6 +13,8 @@ pub enum RunError {
     Unavailable {
         /// What is missing.
         reason: String,
+        /// What to change, and where.
+        remedy: String,
     },
     /// The request can't be carried out on any host.
     #[error("{reason}")]

@@ -13,16 +13,34 @@ use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
+use crate::ground::{Ground, OverlayApi};
+use crate::idmap::IdMaps;
+use crate::mode::Mode;
 use crate::spec::GroupLimits;
 use crate::sys;
+use crate::userns::Entered;
 
 /// What the host offers to the sandbox.
 #[derive(Debug, Clone)]
 pub struct Host {
     /// The way in which sandboxes are made here.
     pub mode: Mode,
-    /// How overlays are mounted.
-    pub overlay: OverlayApi,
+    /// What can be mounted where the layers lie.
+    pub ground: Ground,
+    /// Where `/proc` comes from.
+    pub proc: SystemFiles,
+    /// Where `/sys` comes from when the command has the network of kiln; with one of its own it is fresh if it can be.
+    pub sys: SystemFiles,
+    /// Where device nodes come from.
+    pub devices: Devices,
+    /// Whether pseudo-terminals can belong to the group 5, as distributions have it.
+    pub terminal_group: bool,
+    /// Whether a network namespace can be made.
+    pub own_network: bool,
+    /// Whether a filter of system calls can be loaded.
+    pub filter: bool,
+    /// The ids that a command can be given.
+    pub ids: IdMaps,
     /// The host's `/etc/resolv.conf`.
     pub(crate) resolv_conf: Vec<u8>,
     /// Further files of `/sys` to hide, which differ by machine.
@@ -37,40 +55,44 @@ pub struct Host {
     pub(crate) pid_namespace: Option<Arc<OwnedFd>>,
 }
 
-/// A way of making sandboxes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Mode {
-    /// As root, with host ids.
-    Root,
-    /// None: commands can't be run.
-    Unavailable {
-        /// What is missing.
-        reason: String,
-    },
+/// Where the command's `/proc` or `/sys` comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SystemFiles {
+    /// Mounted afresh.
+    Fresh,
+    /// The one that kiln sees, mounted once more with all that is mounted below it.
+    Outer,
+    /// An empty directory.
+    Absent,
 }
 
-/// How overlays are mounted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum OverlayApi {
-    /// Layers one by one, by descriptor (Linux 6.13).
-    Descriptors,
-    /// Layers one by one, by path (Linux 6.8).
-    Paths,
-    /// All in one string, a page at most.
-    Classic,
+/// Where the nodes in the command's `/dev` come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Devices {
+    /// Made.
+    Made,
+    /// Those that kiln sees, mounted.
+    Bound,
 }
 
 impl Host {
-    /// Finds out by trying. Takes well under a millisecond; meant to be called once a process.
-    pub fn probe() -> Host {
-        let mode = match probe_root() {
-            Ok(()) => Mode::Root,
-            Err(reason) => Mode::Unavailable { reason },
+    /// Finds out by trying what `entered` and `ground` leave open. Takes well under a millisecond; meant to be called once a process.
+    pub fn probe(entered: &Entered, ground: &Ground) -> Host {
+        let mode = match (&entered.mode, probe_root()) {
+            (Mode::Root, Err(reason)) => Mode::Unavailable { reason, remedy: "run kiln as root".to_owned() },
+            (mode, _) => mode.clone(),
         };
         let usable = mode == Mode::Root;
         Host {
             mode,
-            overlay: if usable { probe_overlay() } else { OverlayApi::Classic },
+            ground: ground.clone(),
+            proc: SystemFiles::Fresh,
+            sys: SystemFiles::Fresh,
+            devices: Devices::Made,
+            terminal_group: true,
+            own_network: true,
+            filter: true,
+            ids: entered.ids.clone(),
             resolv_conf: fs::read("/etc/resolv.conf").unwrap_or_default(),
             masked: throttle_files(),
             group: usable.then(cgroup::find).flatten(),
@@ -147,7 +169,7 @@ fn probe_root() -> Result<(), String> {
 }
 
 /// Which form of layer does the overlay file system take?
-fn probe_overlay() -> OverlayApi {
+pub(crate) fn probe_overlay() -> OverlayApi {
     let Ok(context) = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) else { return OverlayApi::Classic };
     let by_descriptor = File::open("/").is_ok_and(|root| rustix::mount::fsconfig_set_fd(&context, "lowerdir+", root).is_ok());
     if by_descriptor {

@@ -1,14 +1,17 @@
 //! Runs one command in a sandbox made of namespaces: hides the kernel from the rest of kiln.
 //!
 //! A program that uses [`run`] calls [`take_over`] as the first thing in `main`, for the sandbox's supervisor is the same
-//! program, executed again.
+//! program, executed again; and [`enter`] before it has a second thread.
 #![deny(unsafe_code)]
 
 mod cancel;
 mod cgroup;
 mod error;
+mod ground;
 mod host;
+mod idmap;
 mod init;
+mod mode;
 mod mount;
 mod plan;
 mod seccomp;
@@ -18,18 +21,23 @@ mod stub;
 mod supervise;
 mod sys;
 mod user;
+mod userns;
 mod walk;
 mod wire;
 
 pub use cancel::Cancel;
 pub use error::RunError;
-pub use host::{Host, Mode, OverlayApi};
+pub use ground::{Ground, OverlayApi, Snapshots};
+pub use host::{Devices, Host, SystemFiles};
+pub use idmap::{IdMaps, Range};
+pub use mode::{Isolation, Mode};
 pub use spawn::run;
 pub use spec::{
     GroupLimits, Limit, Mount, MountSource, Network, Outcome, OverlayUpper, Recorder, Resource, RootFs, RunSpec, Security,
     Status, Stream,
 };
 pub use user::{Identity, UserError, resolve_user};
+pub use userns::{Entered, Refusal, enter};
 
 /// The first call in `main`, before any thread exists: returns at once in an ordinary process; when this process was started as a
 /// sandbox supervisor, it becomes that and never returns.

@@ -15,7 +15,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
 
-use crate::host::OverlayApi;
+use crate::ground::OverlayApi;
 use crate::plan::{Attributes, Overlay, Source, Step, Virtual};
 use crate::stub::{Kind, Stub, mount_point};
 use crate::sys;

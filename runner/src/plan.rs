@@ -10,7 +10,9 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::RunError;
-use crate::host::{Host, Mode, OverlayApi};
+use crate::ground::OverlayApi;
+use crate::host::Host;
+use crate::mode::Mode;
 use crate::spec::{MountSource, Network, Resource, RootFs, RunSpec, Security};
 
 /// Everything that the supervisor has to know.
@@ -192,8 +194,14 @@ const DEVICE_LINKS: &[(&str, &str)] = &[
 /// When the host has no way to make a sandbox, or the request makes no sense anywhere.
 pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
     match &host.mode {
-        Mode::Root => {}
-        Mode::Unavailable { reason } => return Err(RunError::Unavailable { reason: reason.clone() }),
+        Mode::Root | Mode::SubIds | Mode::Nested => {}
+        Mode::OneId | Mode::Chroot => {
+            let reason = format!("commands can't be run in the mode `{}` yet", host.mode);
+            return Err(RunError::Unavailable { reason, remedy: "give the user ids in /etc/subuid and /etc/subgid".to_owned() });
+        }
+        Mode::Unavailable { reason, remedy } => {
+            return Err(RunError::Unavailable { reason: reason.clone(), remedy: remedy.clone() });
+        }
     }
     check(spec)?;
     let mut namespaces = vec![Namespace::Mount, Namespace::Ipc, Namespace::Uts];
@@ -337,7 +345,7 @@ fn overlay(lowers: &[PathBuf], upper: Option<(&PathBuf, &PathBuf)>, host: &Host)
     Overlay {
         lowers: lowers.iter().map(|lower| lower.clone().into_os_string()).collect(),
         upper: upper.map(|(upper, work)| (upper.clone().into_os_string(), work.clone().into_os_string())),
-        api: host.overlay,
+        api: host.ground.overlay,
     }
 }
 

@@ -33,7 +33,12 @@ const GRACE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When the command could not be run to its end; a failing command is an `Ok`. [`RunError::Cancelled`] when `cancel` ended it.
-pub fn run(spec: &RunSpec, host: &Host, cancel: &Cancel, output: &mut dyn FnMut(Stream, &[u8])) -> Result<Outcome, RunError> {
+pub fn run(
+    spec: &RunSpec,
+    host: &Host,
+    cancel: &Cancel,
+    output: &mut (dyn FnMut(Stream, &[u8]) + Send),
+) -> Result<Outcome, RunError> {
     let plan = plan(spec, host)?;
     if cancel.is_triggered() {
         return Err(RunError::Cancelled);
@@ -103,7 +108,7 @@ impl Supervisor {
         &mut self,
         assignment: &Assignment,
         cancel: &Cancel,
-        output: &mut dyn FnMut(Stream, &[u8]),
+        output: &mut (dyn FnMut(Stream, &[u8]) + Send),
         said: &mut Said,
     ) -> io::Result<bool> {
         match wire::send(&mut self.socket, assignment) {

@@ -58,6 +58,16 @@ pub enum Error {
         /// Who we are.
         user: u32,
     },
+    /// The trees were made with owners that would now be those of other users of the image.
+    #[error("the store at {} was made with the ids `{recorded}`, and kiln has the ids `{current}` now", path.display())]
+    ForeignIds {
+        /// The root of the store.
+        path: PathBuf,
+        /// The ids that its trees were made with.
+        recorded: String,
+        /// The ids that there are now.
+        current: String,
+    },
     /// The bytes that were written are not those that were announced.
     #[error("digest mismatch: expected {expected}, got {actual}")]
     DigestMismatch {

@@ -3,6 +3,7 @@
 //! ```text
 //! ROOT/                        0700
 //! ├── version                  "kiln store 1"; written last when a store is made, so its presence means: all is there
+//! ├── ids                      which ids of the host the owners in diff/ are; only where they are not the host's own
 //! ├── lease                    flock: shared by every process that uses the store, exclusive by prune
 //! ├── blobs/sha256/HEX         bytes by their digest; verified when written and when read
 //! ├── layers/ID/               chain-HEX: a layer that an image brought (HEX is its chain id); nHEX: one that kiln built
@@ -19,7 +20,10 @@
 //! ├── mount-points/            empty mount points that lie below every sandbox's layers; filled by the runner, may be lost
 //! ├── mounts/HEX/              the folders of one cache-mount id: `id`, and N/ with N.lock
 //! ├── locks/                   files that exist only while somebody holds or wants the lock
-//! └── trash/                   on its way out; anybody may delete what is in it
+//! ├── trash/                   on its way out; anybody may delete what is in it
+//! ├── host/                    what the runner found out about this file system, by boot and kernel; may be lost
+//! └── rootless/ one-id/ flat/ flat-one-id/
+//!                              stores of other forms ([`crate::TreeForm`]), each with all of the above but `host`
 //! ```
 //!
 //! # What appears, appears whole

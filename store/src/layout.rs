@@ -5,7 +5,26 @@ use std::path::{Path, PathBuf};
 use kiln_oci::digest::Digest;
 
 use crate::cache::CacheKey;
+use crate::form::TreeForm;
+use crate::layer::whiteout::WhiteoutStyle;
+use crate::owner::Ownership;
 use crate::snapshot::LayerId;
+
+/// The folder of the store of a form, below the root that all forms share; that of root's own form is that root itself.
+pub(crate) fn folder(form: TreeForm) -> Option<&'static str> {
+    match (form.whiteouts, form.owners) {
+        (WhiteoutStyle::Device, _) => None,
+        (WhiteoutStyle::UserXattr, Ownership::Real) => Some("rootless"),
+        (WhiteoutStyle::UserXattr, Ownership::Recorded) => Some("one-id"),
+        (WhiteoutStyle::Names, Ownership::Real) => Some("flat"),
+        (WhiteoutStyle::Names, Ownership::Recorded) => Some("flat-one-id"),
+    }
+}
+
+/// The folder below the shared root in which it is found out what the host can do there.
+pub(crate) fn host(root: &Path) -> PathBuf {
+    root.join("host")
+}
 
 /// The names below one root; [`crate::format`] draws them.
 #[derive(Debug, Clone)]
@@ -18,8 +37,14 @@ pub(crate) const DIRECTORIES: [&str; 11] =
     ["blobs", "blobs/sha256", "layers", "cache", "images", "ingest", "memo", "mount-points", "mounts", "locks", "trash"];
 
 /// What may stand in a root that has no version file yet: a store whose making was cut short, or a fresh file system.
-pub(crate) const KNOWN_AT_ROOT: [&str; 13] = [
+pub(crate) const KNOWN_AT_ROOT: [&str; 19] = [
     "version",
+    "ids",
+    "host",
+    "rootless",
+    "one-id",
+    "flat",
+    "flat-one-id",
     "lease",
     "blobs",
     "layers",
@@ -47,9 +72,19 @@ impl Layout {
         self.root.join("version")
     }
 
+    /// Which ids of the host the owners in the trees are.
+    pub(crate) fn ids(&self) -> PathBuf {
+        self.root.join("ids")
+    }
+
     /// Where a version file is written before it gets its name.
     pub(crate) fn version_draft(&self, nonce: &str) -> PathBuf {
         self.root.join("ingest").join(format!("version-{nonce}"))
+    }
+
+    /// Where an ids file is written before it gets its name.
+    pub(crate) fn ids_draft(&self, nonce: &str) -> PathBuf {
+        self.root.join("ingest").join(format!("ids-{nonce}"))
     }
 
     pub(crate) fn lease(&self) -> PathBuf {

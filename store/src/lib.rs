@@ -73,6 +73,16 @@ pub struct Store {
     on_wait: Arc<OnWait>,
 }
 
+/// Which of the stores below a root, and whose files are in it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Trees {
+    /// How the trees lie on disk.
+    pub form: TreeForm,
+    /// Which ids of the host stand for the owners of files, one range in each line, in any words. Ranges may be added later;
+    /// while a store exists none may change. `None` where the host's own ids are the owners.
+    pub ids: Option<String>,
+}
+
 struct Inner {
     layout: Layout,
     form: TreeForm,
@@ -86,23 +96,42 @@ struct Inner {
 }
 
 impl Store {
-    /// Opens the store at `root`, or makes one where nothing or an empty folder is.
+    /// Opens root's own store at `root`, or makes one where nothing or an empty folder is ([`Store::open_as`]).
+    ///
+    /// # Errors
+    /// Those of [`Store::open_as`].
+    pub fn open(root: &Path) -> Result<Self> {
+        Self::open_waiting(root, Arc::new(|_: &Waiting<'_>| ControlFlow::Continue(())))
+    }
+
+    /// The same with a function that is asked while it waits; the handle keeps it as its [`Store::on_wait`].
+    ///
+    /// # Errors
+    /// Those of [`Store::open_as`].
+    pub fn open_waiting(root: &Path, on_wait: Arc<OnWait>) -> Result<Self> {
+        Self::open_as(root, TreeForm::default(), on_wait)
+    }
+
+    /// Opens the store of these trees below `root`, which has a folder for each form but root's own, whose store it is itself.
+    ///
+    /// # Errors
+    /// [`Error::ForeignIds`], and those of [`Store::open_as`].
+    pub fn open_form(root: &Path, trees: &Trees, on_wait: Arc<OnWait>) -> Result<Self> {
+        let Some(folder) = layout::folder(trees.form) else { return Self::open_as(root, trees.form, on_wait) };
+        create_root(root)?;
+        let store = Self::open_as(&root.join(folder), trees.form, on_wait)?;
+        check_ids(store.layout(), trees.ids.as_deref())?;
+        Ok(store)
+    }
+
+    /// Opens the store at `root` itself, whose trees have this form, or makes one where nothing or an empty folder is. The form isn't
+    /// written down.
     ///
     /// Takes a shared lease that ends with the last clone of the handle, waiting while another process prunes. What dead
     /// processes left is taken away: by a few renames here, its deletion going on in the background.
     ///
     /// # Errors
     /// [`Error::NewerFormat`], [`Error::NotAStore`], [`Error::ForeignOwner`], [`Error::Io`].
-    pub fn open(root: &Path) -> Result<Self> {
-        Self::open_waiting(root, Arc::new(|_: &Waiting<'_>| ControlFlow::Continue(())))
-    }
-
-    /// The same with a function that is asked while it waits; the handle keeps it as its [`Store::on_wait`].
-    pub fn open_waiting(root: &Path, on_wait: Arc<OnWait>) -> Result<Self> {
-        Self::open_as(root, TreeForm::default(), on_wait)
-    }
-
-    /// The same of a store whose trees have another form. The form isn't written down: the caller gives each one a folder of its own.
     pub fn open_as(root: &Path, form: TreeForm, on_wait: Arc<OnWait>) -> Result<Self> {
         let layout = Layout::new(absolute(root)?);
         let dir = match File::open(layout.root()) {
@@ -259,6 +288,19 @@ impl fmt::Debug for Store {
     }
 }
 
+/// A folder, private to the user, on the file system of the stores at `root`: for finding out what can be done there before it is
+/// known which of them to open, and for remembering it.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn host_folder(root: &Path) -> Result<PathBuf> {
+    let root = absolute(root)?;
+    let folder = layout::host(&root);
+    create_root(&root)?;
+    create_root(&folder)?;
+    Ok(folder)
+}
+
 fn absolute(root: &Path) -> Result<PathBuf> {
     std::path::absolute(root).map_err(Error::io("find", root))
 }
@@ -318,6 +360,38 @@ fn check_version(layout: &Layout) -> Result<()> {
         return Err(Error::ForeignOwner { path: layout.root().to_owned(), owner, user });
     }
     Ok(())
+}
+
+/// Compares the ids that the trees were made with to those of today; an added range is written down.
+fn check_ids(layout: &Layout, current: Option<&str>) -> Result<()> {
+    let Some(current) = current else { return Ok(()) };
+    let path = layout.ids();
+    let recorded = match fs::read_to_string(&path) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(Error::io("read", &path)(error)),
+    };
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+    let now = lines(current);
+    if let Some(recorded) = &recorded {
+        let then = lines(recorded);
+        if then == now {
+            return Ok(());
+        }
+        if !then.iter().all(|range| now.contains(range)) {
+            let (path, recorded, current) = (layout.root().to_owned(), then.join(", "), now.join(", "));
+            return Err(Error::ForeignIds { path, recorded, current });
+        }
+    }
+    let draft = layout.ids_draft(&session::nonce()?);
+    let mut file = File::create_new(&draft).map_err(Error::io("create", &draft))?;
+    let written = file.write_all(current.as_bytes()).and_then(|()| file.sync_all());
+    written.map_err(Error::io("write", &draft))?;
+    match fs::rename(&draft, &path) {
+        // As above: another process wrote it meanwhile, and took our draft for a dead one's.
+        Err(error) if error.kind() == ErrorKind::NotFound && path.exists() => Ok(()),
+        outcome => outcome.map_err(Error::io("rename to", &path)),
+    }
 }
 
 /// Takes away what others may do in the root, if it is ours (the root of a volume in a pod need not be; the folders in it

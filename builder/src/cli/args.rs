@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+use kiln_runner::Isolation;
+
 use super::progress::Mode;
 
 /// Builds container images from Dockerfiles, without a daemon.
@@ -26,6 +28,9 @@ pub(crate) struct Global {
     /// Folder of the store [env: KILN_ROOT; default: /var/lib/kiln for root, else $XDG_DATA_HOME/kiln]
     #[arg(long, global = true, value_name = "DIR", display_order = 900)]
     pub(crate) root: Option<PathBuf>,
+    /// How commands are kept apart from this machine: default, root, rootless, one-id or chroot [env: KILN_ISOLATION]
+    #[arg(long, global = true, value_name = "MODE", display_order = 900)]
+    pub(crate) isolation: Option<Isolation>,
     /// Say more: full lint explanations, whole error chains
     #[arg(short = 'D', long, global = true, display_order = 901)]
     pub(crate) debug: bool,
@@ -67,6 +72,13 @@ pub(crate) enum Command {
     Version(VersionArgs),
     /// Print the completion script for a shell
     Completion(CompletionArgs),
+}
+
+impl Command {
+    /// Whether it opens the store, where files belong to whom the sandbox's ids say.
+    pub(crate) fn uses_store(&self) -> bool {
+        !matches!(self, Command::Login(_) | Command::Logout(_) | Command::Version(_) | Command::Completion(_))
+    }
 }
 
 /// `kiln build`.
@@ -208,8 +220,6 @@ pub(crate) struct IgnoredBuildArgs {
     #[arg(long, hide = true)]
     pub(crate) squash: bool,
     #[arg(long, hide = true)]
-    pub(crate) isolation: Option<String>,
-    #[arg(long, hide = true)]
     pub(crate) security_opt: Vec<String>,
     #[arg(long, hide = true)]
     pub(crate) builder: Option<String>,
@@ -249,7 +259,6 @@ impl IgnoredBuildArgs {
             ("--force-rm", self.force_rm),
             ("--compress", self.compress),
             ("--squash", self.squash),
-            ("--isolation", self.isolation.is_some()),
             ("--security-opt", !self.security_opt.is_empty()),
             ("--builder", self.builder.is_some()),
             ("--cache-from", !self.cache_from.is_empty()),

@@ -38,7 +38,20 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
         Ok(arguments) => arguments,
         Err(error) => return answer(&error),
     };
-    let session = Session { environment: Environment::Process, global };
+    let environment = Environment::Process;
+    // Before the first thread.
+    let entered = match command.uses_store() {
+        true => session::enter(&environment, &global),
+        false => Ok(kiln_runner::Entered::nothing()),
+    };
+    let (entered, refused) = match entered {
+        Ok(entered) => (entered, None),
+        Err(failure) => (kiln_runner::Entered::nothing(), Some(failure)),
+    };
+    let session = Session { environment, global, entered };
+    if let Some(failure) = refused {
+        return session.report(false).failure(&failure, &Summary::default());
+    }
     match execute(&session, &command) {
         Ok(exit) => exit,
         Err(failure) => session.report(false).failure(&failure, &Summary::default()),

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kiln::engine::Engine;
+use kiln::engine::{Engine, trees};
 use kiln::error::Error;
 use kiln::event::Events;
 use kiln_registry_client::{Client, CredentialStore, Options, Warnings};
-use kiln_runner::Cancel;
+use kiln_runner::{Cancel, Entered, Ground, Isolation};
 use kiln_store::Store;
-use kiln_store::lock::Waiting;
+use kiln_store::lock::{OnWait, Waiting};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::args::Global;
@@ -30,6 +30,19 @@ const SILENT_WAIT: Duration = Duration::from_secs(1);
 pub(crate) struct Session {
     pub(crate) environment: Environment,
     pub(crate) global: Global,
+    /// As what this process goes on.
+    pub(crate) entered: Entered,
+}
+
+/// Makes this process one that can make sandboxes, if it can be: the flag, then the environment.
+pub(crate) fn enter(environment: &Environment, global: &Global) -> Result<Entered, Failure> {
+    const NAME: &str = "KILN_ISOLATION";
+    let named = || match environment.text(NAME) {
+        Some(text) => text.parse().map_err(|error| Failure::usage(format!("{NAME}: {error}"))),
+        None => Ok(Isolation::Default),
+    };
+    let isolation = global.isolation.map_or_else(named, Ok)?;
+    Ok(kiln_runner::enter(isolation).map_err(Error::Host)?)
 }
 
 impl Session {
@@ -38,7 +51,7 @@ impl Session {
         if let Some(root) = &self.global.root {
             return Ok(root.clone());
         }
-        self.environment.default_root(rustix::process::geteuid().is_root()).ok_or_else(|| {
+        self.environment.default_root(self.entered.was_root).ok_or_else(|| {
             Failure::usage_hint("there is no place for the store: $HOME is not set", "use `--root DIR` or set KILN_ROOT")
         })
     }
@@ -52,7 +65,14 @@ impl Session {
             }
             ControlFlow::Continue(())
         };
-        Ok(Store::open_waiting(&self.root()?, Arc::new(on_wait))?)
+        Ok(self.open(Arc::new(on_wait))?.0)
+    }
+
+    /// The store of the form that this process makes trees in, and what can be mounted there.
+    fn open(&self, on_wait: Arc<OnWait>) -> Result<(Store, Ground), Failure> {
+        let root = self.root()?;
+        let ground = Ground::probe(&self.entered, &kiln_store::host_folder(&root)?);
+        Ok((Store::open_form(&root, &trees(&self.entered, &ground), on_wait)?, ground))
     }
 
     /// How failures and warnings are printed.
@@ -134,10 +154,10 @@ impl Session {
             }
             ControlFlow::Continue(())
         };
-        let store = Store::open_waiting(&self.root()?, Arc::new(on_wait))?;
+        let (store, ground) = self.open(Arc::new(on_wait))?;
         let heard = events.clone();
         let client = self.client(Warnings::to(move |warning| heard.warn(warning.to_string())), cancelled)?;
-        Ok(Engine::new(store, Arc::new(client), events, cancel))
+        Ok(Engine::new(store, (self.entered.clone(), ground), Arc::new(client), events, cancel))
     }
 }
 

@@ -1,13 +1,29 @@
 //! Plans, read as text.
 
 use super::*;
+use crate::ground::{Ground, Snapshots};
+use crate::host::{Devices, SystemFiles};
+use crate::idmap::IdMaps;
 use crate::spec::{Limit, Mount, OverlayUpper};
 
 /// A host that is none.
 fn root_host() -> Host {
     Host {
         mode: Mode::Root,
-        overlay: OverlayApi::Descriptors,
+        ground: Ground {
+            snapshots: Snapshots::Overlay,
+            overlay: OverlayApi::Descriptors,
+            user_xattr: false,
+            volatile: true,
+            refusal: None,
+        },
+        proc: SystemFiles::Fresh,
+        sys: SystemFiles::Fresh,
+        devices: Devices::Made,
+        terminal_group: true,
+        own_network: true,
+        filter: true,
+        ids: IdMaps::default(),
         resolv_conf: b"nameserver 127.0.0.53\n".to_vec(),
         masked: vec!["/sys/devices/system/cpu/cpu0/thermal_throttle".to_owned()],
         group: None,
@@ -268,7 +284,8 @@ fn names_that_the_sandbox_knows() {
 
 #[test]
 fn no_way_to_make_one() {
-    let host = Host { mode: Mode::Unavailable { reason: "kiln is not running as root".to_owned() }, ..root_host() };
+    let mode = Mode::Unavailable { reason: "kiln is not running as root".to_owned(), remedy: "be root".to_owned() };
+    let host = Host { mode, ..root_host() };
     let error = plan(&spec(), &host).unwrap_err().to_string();
     assert_eq!(error, "no sandbox can be made here: kiln is not running as root");
 }

@@ -190,7 +190,7 @@ pub fn older_overlay_calls() {
     let dir = tempfile::tempdir().unwrap();
     for overlay in [OverlayApi::Paths, OverlayApi::Classic] {
         let mut host: Host = host().clone();
-        host.overlay = overlay;
+        host.ground.overlay = overlay;
         for count in [1, 30] {
             let mut step = Step::on(layers(&dir.path().join(format!("{overlay:?}{count}")), count));
             step.spec.args = ["sh", "-c", "cat /top; echo x > /made; cat /m/top; mknod /z c 1 5; cat /z"].map(Into::into).into();

@@ -11,7 +11,10 @@ use tempfile::TempDir;
 
 pub fn host() -> &'static Host {
     static HOST: OnceLock<Host> = OnceLock::new();
-    HOST.get_or_init(Host::probe)
+    HOST.get_or_init(|| {
+        let entered = kiln_runner::enter(kiln_runner::Isolation::Default).unwrap();
+        Host::probe(&entered, &kiln_runner::Ground::probe(&entered, &std::env::temp_dir()))
+    })
 }
 
 /// Why these tests can't run here, if they can't.
@@ -20,8 +23,8 @@ pub fn why_not() -> Option<String> {
         return Some("/bin/busybox (package busybox-static) is not installed".to_owned());
     }
     match &host().mode {
-        Mode::Root => None,
-        Mode::Unavailable { reason } => Some(reason.clone()),
+        Mode::Unavailable { reason, .. } => Some(reason.clone()),
+        _ => None,
     }
 }
 
@@ -123,7 +126,7 @@ impl Step {
         self.run_on(host(), cancel, &mut |_, _| {})
     }
 
-    pub fn run_on(&self, host: &Host, cancel: &Cancel, watch: &mut dyn FnMut(Stream, &str)) -> Ran {
+    pub fn run_on(&self, host: &Host, cancel: &Cancel, watch: &mut (dyn FnMut(Stream, &str) + Send)) -> Ran {
         // A work directory serves one volatile mount.
         let work = self.dir.path().join("work");
         std::fs::remove_dir_all(&work).unwrap();
