@@ -4,6 +4,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::support::alike;
 use crate::support::archive::Image;
 use crate::support::compare::{Rules, differences};
 use crate::support::lab::temp_dir;
@@ -57,6 +58,30 @@ fn a_changed_tree_is_named() {
         let found = found(&plain, &other);
         assert!(found.iter().any(|d| d.starts_with(expected)), "{change}: {found:#?}");
     }
+}
+
+/// The rule for modes that record owners: times and contents don't count, and one path in a thousand may differ.
+#[test]
+fn owners_and_rights_are_alike() {
+    let plain = image("", "posix");
+    let compared = |change: &str| alike::ownership(&plain, &image(change, "posix"));
+    assert_eq!(compared("touch f; echo x > d/g; ln -sfn g soft"), Ok(0));
+    for (change, named) in [
+        ("chown 5 d", "/d: 0:0:755:directory:0,0: != 5:0:755:directory:0,0:"),
+        ("chown -h 0:7 soft", "/soft: 0:0:777:symlink:0,0: != 0:7:777:symlink:0,0:"),
+        ("chmod u+s f", "/f: 0:0:644:file:0,0: != 0:0:4644:file:0,0:"),
+        ("rm p; mkdir p", "/p: 0:0:644:fifo:0,0: != 0:0:755:directory:0,0:"),
+        ("rm n; mknod n c 1 5", "/n: 0:0:644:character device:1,3: != 0:0:644:character device:1,5:"),
+        ("setcap cap_chown+ep f", "/f: 0:0:644:file:0,0: != 0:0:644:file:0,0:\\x01\\x00\\x00\\x02\\x01"),
+        ("rm p", "/p: 0:0:644:fifo:0,0: != nothing"),
+    ] {
+        let text = compared(change).expect_err(change);
+        assert!(text.contains(named), "{change}: {text}");
+    }
+    let many = "mkdir many; cd many; touch $(seq 2000); cd ..;";
+    let (x, y) = (image(many, "posix"), |count: u32| image(&format!("{many} chown 5 $(seq -f many/%g {count})"), "posix"));
+    assert_eq!(alike::ownership(&x, &y(2)), Ok(2));
+    assert!(alike::ownership(&x, &y(3)).expect_err("three of 2009").starts_with("3 of 2009 paths differ"));
 }
 
 #[test]

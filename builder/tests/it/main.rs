@@ -16,6 +16,7 @@ mod interop;
 mod interrupted;
 mod language;
 mod layers;
+mod modes;
 mod mounts;
 mod ordinary;
 mod platform;

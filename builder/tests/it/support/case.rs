@@ -150,7 +150,7 @@ pub(crate) fn prepare(name: &str) -> Result<Case, String> {
 
 /// A copy with modes 0755 and 0644 and old times. BuildKit takes a file of the same size and time for the same file,
 /// so each content gets a time of its own.
-fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+pub(crate) fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     fs::create_dir(to)?;
     fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
     for entry in fs::read_dir(from)? {
@@ -160,14 +160,19 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
             copy(&entry.path(), &target)?;
             continue;
         }
-        let content = fs::read(entry.path())?;
-        fs::write(&target, &content)?;
-        let executable = entry.metadata()?.permissions().mode() & 0o100 != 0;
-        fs::set_permissions(&target, fs::Permissions::from_mode(if executable { 0o755 } else { 0o644 }))?;
-        let digest = Digest::of(&content);
-        let [a, b, c, ..] = digest.as_bytes();
-        let seconds = 1_500_000_000 + u64::from(u32::from_be_bytes([0, *a, *b, *c]));
-        fs::File::options().write(true).open(&target)?.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))?;
+        copy_file(&entry.path(), &target)?;
     }
     Ok(())
+}
+
+/// The same of one file.
+pub(crate) fn copy_file(from: &Path, to: &Path) -> std::io::Result<()> {
+    let content = fs::read(from)?;
+    fs::write(to, &content)?;
+    let executable = fs::metadata(from)?.permissions().mode() & 0o100 != 0;
+    fs::set_permissions(to, fs::Permissions::from_mode(if executable { 0o755 } else { 0o644 }))?;
+    let digest = Digest::of(&content);
+    let [a, b, c, ..] = digest.as_bytes();
+    let seconds = 1_500_000_000 + u64::from(u32::from_be_bytes([0, *a, *b, *c]));
+    fs::File::options().write(true).open(to)?.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }

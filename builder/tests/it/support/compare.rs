@@ -150,7 +150,8 @@ pub(crate) struct Node {
     pub(crate) first_name: Vec<u8>,
 }
 
-type Tree = BTreeMap<Vec<u8>, Node>;
+/// What lies at each path.
+pub(crate) type Tree = BTreeMap<Vec<u8>, Node>;
 
 /// The tree that layers make together, by the rules of the OCI image specification.
 #[derive(Debug, Default)]
@@ -230,7 +231,8 @@ impl Merged {
     }
 }
 
-fn merge(layers: &[Vec<u8>]) -> Result<Tree, String> {
+/// The tree that the layers make together.
+pub(crate) fn merge(layers: &[Vec<u8>]) -> Result<Tree, String> {
     let mut merged = Merged::default();
     for (number, layer) in layers.iter().enumerate() {
         merged.apply(layer).map_err(|e| format!("layer {number}: {e}"))?;

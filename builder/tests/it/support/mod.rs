@@ -1,5 +1,6 @@
 //! What every test of this program stands on: real servers, a private home, an independent reader and comparer.
 
+pub(crate) mod alike;
 pub(crate) mod archive;
 pub(crate) mod case;
 pub(crate) mod compare;

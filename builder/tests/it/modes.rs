@@ -1,0 +1,123 @@
+//! Every mode builds the same five images: those of `testdata/modes`. One module a mode.
+
+mod root;
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+use std::time::Instant;
+
+use crate::support::alike;
+use crate::support::archive::Image;
+use crate::support::case;
+use crate::support::home::{Home, Outcome, finish};
+use crate::support::host::own_uid;
+use crate::support::lab::{Registry, RegistryOptions, workspace};
+use crate::support::skip::skipped;
+
+/// The folders of `testdata/modes`.
+const IMAGES: [&str; 5] = ["busybox", "torture", "compile", "users", "apt"];
+
+/// How near an image must come to that of mode A.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Alike {
+    /// The same digest of the manifest.
+    Same,
+    #[allow(dead_code, reason = "until the mode that records owners is built")]
+    /// At least 99.9 % of the files have the same owner, mode, type, device number and capabilities.
+    Owners,
+}
+
+/// The bases of the images.
+static BASES: LazyLock<Registry> = LazyLock::new(|| {
+    Registry::start(&RegistryOptions { seeds: &["busybox", "debian", "buildpack-deps"], ..RegistryOptions::default() })
+});
+
+/// What mode A made of each image.
+static REFERENCE: LazyLock<Vec<Made>> = LazyLock::new(|| {
+    let home = Home::new();
+    home.mirror(BASES.host());
+    IMAGES.map(|name| build(&home, name, "root", |args| home.run(args))).into()
+});
+
+/// An image that was built.
+#[derive(Debug)]
+struct Made {
+    /// Of its manifest.
+    digest: String,
+    /// An OCI archive that has no name any more, so that nothing is left of it when the tests end.
+    archive: File,
+}
+
+impl Made {
+    fn image(&self) -> Image {
+        use std::os::fd::AsRawFd;
+        Image::read(Path::new(&format!("/proc/self/fd/{}", self.archive.as_raw_fd()))).expect("kiln writes archives")
+    }
+}
+
+/// The context of an image in a folder of the home.
+fn context(home: &Home, name: &str) -> PathBuf {
+    let (folder, source) = (home.path(&format!("context-{name}")), workspace().join("testdata/modes"));
+    case::copy(&source.join(name), &folder).expect("a context can be copied");
+    case::copy_file(&source.join("settle"), &folder.join("settle")).expect("a script can be copied");
+    // COPY of a folder gives its time.
+    let touch = ["-type", "d", "-exec", "touch", "-d", "@1600000000", "{}", "+"];
+    finish(Command::new("find").arg(&folder).args(touch)).ok();
+    folder
+}
+
+/// Builds an image by `kiln`, which is given kiln's arguments, in `mode`.
+fn build(home: &Home, name: &str, mode: &str, kiln: impl Fn(Vec<OsString>) -> Outcome) -> Made {
+    let (out, began) = (home.path("run"), Instant::now());
+    if !out.exists() {
+        fs::create_dir(&out).expect("folders can be made");
+    }
+    let (archive, metadata) = (out.join(format!("{name}.tar")), out.join(format!("{name}.json")));
+    let mut output = OsString::from("type=oci,dest=");
+    output.push(&archive);
+    let args = ["build", "--progress=plain", "--build-arg=SOURCE_DATE_EPOCH=1700000000", "--metadata-file"].map(OsString::from);
+    let more = [metadata.clone().into(), OsString::from("--output"), output, context(home, name).into()];
+    kiln(args.into_iter().chain(more).collect()).ok();
+    println!("{mode}: {name} in {:.1} s", began.elapsed().as_secs_f32());
+    let metadata: serde_json::Value = serde_json::from_slice(&fs::read(metadata).expect("metadata")).expect("metadata is JSON");
+    let made = Made {
+        digest: metadata["containerimage.digest"].as_str().expect("an archive has a manifest").to_owned(),
+        archive: File::open(&archive).expect("the archive can be read"),
+    };
+    fs::remove_file(&archive).expect("the archive can be removed");
+    made
+}
+
+/// Builds all images by `kiln` in `mode` and compares each with that of mode A.
+fn every(home: &Home, mode: &str, alike: Alike, kiln: impl Fn(Vec<OsString>) -> Outcome) {
+    let made = IMAGES.map(|name| build(home, name, mode, &kiln));
+    home.left_nothing();
+    let mut wrong = Vec::new();
+    for ((name, made), reference) in IMAGES.iter().zip(&made).zip(&*REFERENCE) {
+        if made.digest == reference.digest {
+            continue;
+        }
+        let (theirs, ours) = (reference.image(), made.image());
+        let found = match alike {
+            Alike::Same => Err(alike::difference(&theirs, &ours)),
+            Alike::Owners => alike::ownership(&theirs, &ours),
+        };
+        match found {
+            Ok(paths) => println!("{mode}: {name} has another digest than by root; owners and rights differ for {paths} paths"),
+            Err(text) => wrong.push(format!("{name}, by root and in mode {mode}:\n{text}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Whether there is a mode A to compare with; says that the test is skipped when there is none.
+fn comparable(test: &str) -> bool {
+    let root = own_uid() == 0;
+    if !root {
+        skipped(test, "only root can build the images to compare with");
+    }
+    root
+}
