@@ -46,7 +46,8 @@ pub struct RunSpec {
 /// nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorder {
-    /// Extended attribute of a regular file or directory: `UID:GID` in decimal; absent for `0:0`.
+    /// Extended attribute of a regular file or directory: `UID:GID` in decimal. Absent for what nobody gave away; a `chown` to
+    /// `0:0` is written too, for in a directory with set-group-id, or of another user's making, it isn't the same as none.
     pub owner_attribute: String,
     /// Extended attribute of an empty regular file that stands for a device node: `c MAJOR:MINOR` or `b MAJOR:MINOR`.
     pub node_attribute: String,

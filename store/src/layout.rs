@@ -195,6 +195,13 @@ impl Layout {
     }
 }
 
+/// The file of what the files of `tree` can't hold themselves.
+pub(crate) fn owners_beside(tree: &Path) -> PathBuf {
+    let mut path = tree.as_os_str().to_owned();
+    path.push(".owners");
+    path.into()
+}
+
 /// The names in the folder of one layer, or of one that is being made.
 #[derive(Debug, Clone)]
 pub(crate) struct LayerDir(pub(crate) PathBuf);
@@ -211,6 +218,10 @@ impl LayerDir {
     }
     pub(crate) fn diff(&self) -> PathBuf {
         self.0.join("diff")
+    }
+    /// What the files of the tree can't hold themselves; only where owners are recorded.
+    pub(crate) fn owners(&self) -> PathBuf {
+        owners_beside(&self.diff())
     }
     pub(crate) fn work(&self) -> PathBuf {
         self.0.join("work")

@@ -23,6 +23,7 @@ pub enum Ownership {
 
 /// The attribute that holds the owner of a regular file or a directory: `UID:GID`, decimal. Without it, it is 0:0.
 ///
+/// A command's `chown` writes it for 0:0 too: what has none when the command ended is taken for new and is its maker's.
 /// A third field, `:MODE` in octal, stands where the mode on disk had to be another than the file's.
 pub const OWNER_ATTRIBUTE: &str = "user.kiln.owner";
 /// The attribute of an empty regular file that stands for a device: `c MAJOR:MINOR` or `b MAJOR:MINOR`, decimal.
@@ -79,6 +80,30 @@ impl Owner {
         Ok(owner)
     }
 
+    /// What is written into [`OWNER_ATTRIBUTE`], with the mode where that on disk is another; `None` if nothing need be.
+    pub(crate) fn to_record(self, mode: Option<u32>) -> Option<Vec<u8>> {
+        match mode {
+            Some(mode) => Some(self.record_with(mode).into_bytes()),
+            None => (self != Owner::ROOT).then(|| format!("{}:{}", self.uid, self.gid).into_bytes()),
+        }
+    }
+
+    pub(crate) fn record_with(self, mode: u32) -> String {
+        format!("{}:{}:{mode:o}", self.uid, self.gid)
+    }
+
+    /// Reads what [`OWNER_ATTRIBUTE`] holds. A command of an image may have written there what it likes: that isn't a record.
+    pub(crate) fn from_record(record: &[u8]) -> Option<(Owner, Option<u32>)> {
+        let mut fields = std::str::from_utf8(record).ok()?.split(':');
+        let mut id = || number(fields.next()?).ok().flatten();
+        let owner = Owner { uid: id()?, gid: id()? };
+        let mode = match fields.next() {
+            Some(mode) => Some(u32::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o7777)?),
+            None => None,
+        };
+        fields.next().is_none().then_some((owner, mode))
+    }
+
     /// Whether `spec` can be read without `/etc/passwd` and `/etc/group`.
     pub fn is_numeric(spec: &str) -> bool {
         spec.split(':').all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
@@ -107,6 +132,21 @@ fn find<'a>(file: &'a [u8], name: &str) -> Option<Vec<&'a str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn records_come_back_and_others_words_are_none() {
+        let owner = Owner { uid: 1000, gid: 4_294_967_294 };
+        assert_eq!(owner.to_record(None).as_deref(), Some(&b"1000:4294967294"[..]));
+        assert_eq!(Owner::ROOT.to_record(None), None);
+        for mode in [None, Some(0), Some(0o6755)] {
+            assert_eq!(Owner::from_record(&owner.to_record(mode).unwrap()), Some((owner, mode)));
+        }
+        assert_eq!(Owner::from_record(b"0:0"), Some((Owner::ROOT, None)), "a command gave it to root");
+        for text in ["", "1", ":", "1:", "1:2:", "1:2:8", "1:2:10000", "1:2:7:7", "-1:2", "+1:2", "1:4294967295", " 1:2", "1:2\n"]
+        {
+            assert_eq!(Owner::from_record(text.as_bytes()), None, "{text:?}");
+        }
+    }
 
     #[test]
     fn chown_words_are_read_as_docker_reads_them() {

@@ -3,8 +3,11 @@
 //! A name is one path component. It's never joined into a path string, so a tree deeper than `PATH_MAX` is as good as
 //! any other, and no `..`, absolute name or symbolic link leaves the directory. Modes don't depend on the umask.
 
+mod acl;
 mod copy;
 mod meta;
+mod recorded;
+mod table;
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -19,6 +22,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RawDir, ResolveFlags, Uid, Xat
 use rustix::io::Errno;
 
 use crate::owner::Ownership;
+use recorded::{At, Records, on_disk};
 
 pub use copy::{copy_file, copy_reader};
 pub use meta::{Attrs, Kind, Meta, Timestamp, Xattrs};
@@ -55,6 +59,8 @@ type Result<T> = std::result::Result<T, FsError>;
 pub struct RootDir {
     fd: OwnedFd,
     shown: PathBuf,
+    /// Where owners aren't those on disk.
+    records: Option<Records>,
 }
 
 impl AsFd for RootDir {
@@ -71,23 +77,27 @@ impl RootDir {
             path: path.to_owned(),
             source: e.into(),
         })?;
-        Ok(Self { fd, shown: path.to_owned() })
+        Ok(Self { fd, shown: path.to_owned(), records: None })
     }
 
     /// The same of a tree whose owners are as `owners` says.
-    pub fn open_as(path: &Path, _owners: Ownership) -> Result<Self> {
-        Self::open(path)
+    pub fn open_as(path: &Path, owners: Ownership) -> Result<Self> {
+        let records = match owners {
+            Ownership::Real => None,
+            Ownership::Recorded => Some(Records::beside(path)),
+        };
+        Ok(Self { records, ..Self::open(path)? })
     }
 
     /// Wraps a directory that is open already; `shown` is what errors call it.
     pub fn from_fd(fd: OwnedFd, shown: &Path) -> Self {
-        Self { fd, shown: shown.to_owned() }
+        Self { fd, shown: shown.to_owned(), records: None }
     }
 
     /// A second descriptor of the same directory.
     pub fn try_clone(&self) -> Result<Self> {
         let fd = self.fd.try_clone().map_err(|e| self.error("duplicate the descriptor of", b"", e))?;
-        Ok(Self { fd, shown: self.shown.clone() })
+        Ok(Self { fd, shown: self.shown.clone(), records: self.records.clone() })
     }
 
     /// What errors call this directory. Never open anything by it.
@@ -100,13 +110,15 @@ impl RootDir {
         self.check(name, "open directory")?;
         let fd = rustix::fs::openat(&self.fd, name, DIR | OFlags::NOFOLLOW, Mode::empty())
             .map_err(|e| self.error("open directory", name, e))?;
-        Ok(Self { fd, shown: self.shown_child(name) })
+        let records = self.records.as_ref().map(|records| records.below(name));
+        Ok(Self { fd, shown: self.shown_child(name), records })
     }
 
     /// Opens the directory above this one. The caller must know that this one isn't the root of its tree.
     pub(crate) fn parent(&self) -> Result<Self> {
         let fd = rustix::fs::openat(&self.fd, "..", DIR, Mode::empty()).map_err(|e| self.error("open the parent of", b"", e))?;
-        Ok(Self { fd, shown: self.shown.parent().unwrap_or(&self.shown).to_owned() })
+        let records = self.records.as_ref().map(Records::above);
+        Ok(Self { fd, shown: self.shown.parent().unwrap_or(&self.shown).to_owned(), records })
     }
 
     /// Opens the directory at `path`, none of whose names may be a symbolic link; of any length.
@@ -122,7 +134,10 @@ impl RootDir {
             let shown = at.shown_child(&rest[..cut]);
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
             match rustix::fs::openat2(&at.fd, &rest[..cut], DIR, Mode::empty(), resolve) {
-                Ok(fd) => at = Self { fd, shown },
+                Ok(fd) => {
+                    let records = at.records.as_ref().map(|records| records.below(&rest[..cut]));
+                    at = Self { fd, shown, records };
+                }
                 Err(e) => return Err(FsError { operation: "open directory", path: shown, source: e.into() }),
             }
             rest = rest.get(cut + 1..).unwrap_or_default();
@@ -134,7 +149,7 @@ impl RootDir {
     pub fn stat(&self, name: &[u8]) -> Result<Option<Meta>> {
         self.check(name, "stat")?;
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(Meta::from(&stat))),
+            Ok(stat) => self.seen(None, name, Meta::from(&stat)).map(Some),
             Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(None),
             Err(e) => Err(self.error("stat", name, e)),
         }
@@ -142,7 +157,15 @@ impl RootDir {
 
     /// What the directory itself is.
     pub fn meta(&self) -> Result<Meta> {
-        rustix::fs::fstat(&self.fd).map(|s| Meta::from(&s)).map_err(|e| self.error("stat", b"", e))
+        let stat = rustix::fs::fstat(&self.fd).map_err(|e| self.error("stat", b"", e))?;
+        self.seen(Some(self.fd.as_fd()), b"", Meta::from(&stat))
+    }
+
+    fn seen(&self, fd: Option<BorrowedFd<'_>>, name: &[u8], meta: Meta) -> Result<Meta> {
+        match &self.records {
+            Some(records) => self.recorded_meta(records, At { fd, name, kind: meta.kind }, meta),
+            None => Ok(meta),
+        }
     }
 
     /// The names in the directory, sorted bytewise, without `.` and `..`.
@@ -204,12 +227,19 @@ impl RootDir {
     pub fn link(&self, name: &[u8], from: &RootDir, from_name: &[u8]) -> Result<()> {
         self.check(name, "link")?;
         from.check(from_name, "link")?;
-        rustix::fs::linkat(&from.fd, from_name, &self.fd, name, AtFlags::empty()).map_err(|e| self.error("link", name, e))
+        rustix::fs::linkat(&from.fd, from_name, &self.fd, name, AtFlags::empty()).map_err(|e| self.error("link", name, e))?;
+        from.link_records(from_name, self, name)
     }
 
     /// Creates the fifo or device node `name`; `rdev` is (major, minor).
     pub fn mknod(&self, name: &[u8], kind: Kind, rdev: (u32, u32)) -> Result<()> {
         self.check(name, "create node")?;
+        if let Some(records) = &self.records
+            && matches!(kind, Kind::Char | Kind::Block)
+            && (kind, rdev) != (Kind::Char, (0, 0))
+        {
+            return self.stand_in(records, name, kind, rdev);
+        }
         let device = rustix::fs::makedev(rdev.0, rdev.1);
         rustix::fs::mknodat(&self.fd, name, kind.file_type(), Mode::from_raw_mode(0o600), device)
             .map_err(|e| self.error("create node", name, e))
@@ -218,20 +248,23 @@ impl RootDir {
     /// Removes `name`, which isn't a directory.
     pub fn unlink(&self, name: &[u8]) -> Result<()> {
         self.check(name, "remove")?;
-        rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()).map_err(|e| self.error("remove", name, e))
+        rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()).map_err(|e| self.error("remove", name, e))?;
+        self.drop_records(name)
     }
 
     /// Removes the empty directory `name`.
     pub fn rmdir(&self, name: &[u8]) -> Result<()> {
         self.check(name, "remove directory")?;
-        rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR).map_err(|e| self.error("remove directory", name, e))
+        rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR).map_err(|e| self.error("remove directory", name, e))?;
+        self.drop_records(name)
     }
 
     /// Renames `name` here to `to_name` in `to`, replacing what was there.
     pub fn rename(&self, name: &[u8], to: &RootDir, to_name: &[u8]) -> Result<()> {
         self.check(name, "rename")?;
         to.check(to_name, "rename")?;
-        rustix::fs::renameat(&self.fd, name, &to.fd, to_name).map_err(|e| self.error("rename", name, e))
+        rustix::fs::renameat(&self.fd, name, &to.fd, to_name).map_err(|e| self.error("rename", name, e))?;
+        self.move_records(name, to, to_name)
     }
 
     /// Removes `name` and all below it; nothing there is fine. Works at any depth with a handful of descriptors.
@@ -243,6 +276,7 @@ impl RootDir {
             Err(e) if matches!(e.errno(), Some(Errno::ISDIR | Errno::PERM)) => {}
             Err(e) => return Err(e),
         }
+        self.drop_records(name)?;
         // A directory is emptied name by name; a directory found inside is first moved up, beside `name`, and emptied
         // in its turn, so that depth costs neither stack nor descriptors.
         let mut waiting = vec![name.to_vec()];
@@ -286,6 +320,9 @@ impl RootDir {
 
     /// Sets owner, extended attributes, mode and mtime of this directory, in the order in which they don't undo one another.
     pub fn set_attrs_of_self(&self, attrs: &Attrs) -> Result<()> {
+        if let Some(records) = &self.records {
+            return self.record_attrs(records, At { fd: Some(self.fd.as_fd()), name: b"", kind: Kind::Dir }, attrs);
+        }
         set_attrs(&self.fd, attrs).map_err(|(operation, e)| self.error(operation, b"", e))
     }
 
@@ -296,6 +333,9 @@ impl RootDir {
 
     /// Sets owner, extended attributes, mode and mtime of the open file `file`, which errors call `name`.
     pub fn set_attrs_of_file(&self, file: &File, name: &[u8], attrs: &Attrs) -> Result<()> {
+        if let Some(records) = &self.records {
+            return self.record_attrs(records, At { fd: Some(file.as_fd()), name, kind: Kind::File }, attrs);
+        }
         set_attrs(file.as_fd(), attrs).map_err(|(operation, e)| self.error(operation, name, e))
     }
 
@@ -303,6 +343,9 @@ impl RootDir {
     /// now in a tree that no one else can reach: there's no descriptor to do it by.
     pub fn set_attrs_of_node(&self, name: &[u8], kind: Kind, attrs: &Attrs) -> Result<()> {
         self.check(name, "change")?;
+        if let Some(records) = &self.records {
+            return self.record_attrs(records, At { fd: None, name, kind: on_disk(kind) }, attrs);
+        }
         let (uid, gid) = (Uid::from_raw(attrs.uid), Gid::from_raw(attrs.gid));
         rustix::fs::chownat(&self.fd, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|e| self.error("change the owner of", name, e))?;
@@ -329,16 +372,23 @@ impl RootDir {
         let read =
             list.and_then(|list| meta::collect_xattrs(&list, |key| grow(|buffer| rustix::fs::lgetxattr(&path, key, buffer))));
         match read {
-            Ok(xattrs) => Ok(xattrs),
-            Err(Errno::NOTSUP) => Ok(Xattrs::new()),
+            Ok(xattrs) => self.with_recorded(name, xattrs),
+            Err(Errno::NOTSUP) => self.with_recorded(name, Xattrs::new()),
             // There's no /proc here: files and directories can still be asked by descriptor, and the others hold none that
             // an image could carry.
-            Err(Errno::NOENT) => match self.stat(name)?.map(|m| m.kind) {
+            Err(Errno::NOENT) => match self.stat(name)?.map(|m| on_disk(m.kind)) {
                 Some(Kind::File) => self.xattrs_of_fd(self.open_file(name)?.as_fd(), name),
                 Some(Kind::Dir) => self.child(name)?.xattrs_of_self(),
-                _ => Ok(Xattrs::new()),
+                _ => self.with_recorded(name, Xattrs::new()),
             },
             Err(e) => Err(self.error("read extended attributes of", name, e)),
+        }
+    }
+
+    fn with_recorded(&self, name: &[u8], all: Xattrs) -> Result<Xattrs> {
+        match &self.records {
+            Some(records) => self.recorded_xattrs(records, name, all),
+            None => Ok(all),
         }
     }
 
@@ -355,8 +405,8 @@ impl RootDir {
     fn xattrs_of_fd(&self, fd: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs> {
         let list = grow(|buffer| rustix::fs::flistxattr(fd, buffer));
         match list.and_then(|list| meta::collect_xattrs(&list, |key| grow(|b| rustix::fs::fgetxattr(fd, key, b)))) {
-            Ok(xattrs) => Ok(xattrs),
-            Err(Errno::NOTSUP) => Ok(Xattrs::new()),
+            Ok(xattrs) => self.with_recorded(name, xattrs),
+            Err(Errno::NOTSUP) => self.with_recorded(name, Xattrs::new()),
             Err(e) => Err(self.error("read extended attributes of", name, e)),
         }
     }

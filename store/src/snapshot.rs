@@ -17,6 +17,7 @@ use crate::lock::{TransientLock, WaitFor};
 use crate::record::{self, Durability};
 use crate::session::{self, DraftDir};
 
+mod made;
 mod prepare;
 
 pub use prepare::{Prepared, Unpack};

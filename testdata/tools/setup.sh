@@ -25,7 +25,8 @@ newuidmap uidmap
 runc runc
 pasta passt
 strace strace
-setcap libcap2-bin"
+setcap libcap2-bin
+setfacl acl"
 static="musl-gcc musl-tools"
 
 have() { [[ $1 == /* ]] && [[ -e $1 ]] || PATH=$PATH:/usr/sbin:/sbin command -v "$1" > /dev/null; }

@@ -8,11 +8,13 @@ use std::time::SystemTime;
 use kiln_frontend::graph::{CacheMount, ExecOp, MountKind, NetworkMode, SecretMount, SecurityMode, Sharing, SshMount};
 use kiln_oci::platform::Platform;
 use kiln_runner::{
-    Cancel, GroupLimits, Limit, Mount, MountSource, Network, OverlayUpper, RootFs, RunError, RunSpec, Security, Status, run,
+    Cancel, GroupLimits, Limit, Mount, MountSource, Network, OverlayUpper, Recorder, RootFs, RunError, RunSpec, Security, Status,
+    run,
 };
 use kiln_store::mounts::MountGuard;
+use kiln_store::owner::{NODE_ATTRIBUTE, OWNER_ATTRIBUTE, Owner};
 use kiln_store::rootdir::Attrs;
-use kiln_store::{LayerId, Prepared};
+use kiln_store::{LayerId, Ownership, Prepared};
 use rustix::io::Errno;
 
 use crate::cache_key::Identity;
@@ -92,6 +94,8 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
             readonly: true,
         });
     }
+    spec.recorder = (engine.store.form().owners == Ownership::Recorded)
+        .then(|| Recorder { owner_attribute: OWNER_ATTRIBUTE.to_owned(), node_attribute: NODE_ATTRIBUTE.to_owned() });
     let mut tail = Vec::new();
     let outcome = run(&spec, engine.host(), setting.cancel, &mut |_, data| {
         task.log(data);
@@ -107,7 +111,10 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
         Err(error) => return Err(not_run(error, setting.platform)),
     };
     let mut status = match outcome.status {
-        Status::Exited(0) => return Ok(()),
+        Status::Exited(0) => {
+            let (uid, gid) = outcome.identity.unwrap_or_default();
+            return Ok(prepared.record_owners(&outcome.owners, Owner { uid, gid })?);
+        }
         Status::Exited(code) => format!("exit code: {code}"),
         Status::Signaled(signal) => format!("killed by signal {signal}"),
         Status::OomKilled => "exit code: 137".to_owned(),

@@ -263,7 +263,7 @@ fn weigh_layer(dir: &LayerDir, record: Option<&LayerRecord>) -> Result<Weight> {
     let used = weigh_file(&dir.record())?.or(weigh_file(dir.path())?);
     let last_used = used.map_or(SystemTime::UNIX_EPOCH, |weight| weight.last_used);
     let mut size = 0;
-    for path in [dir.record(), dir.facts(), dir.unpacked(), dir.durable(), dir.usage()] {
+    for path in [dir.record(), dir.facts(), dir.unpacked(), dir.durable(), dir.usage(), dir.owners()] {
         size += weigh_file(&path)?.map_or(0, |weight| weight.size);
     }
     let finished = record.is_some_and(|record| record.unpacked);

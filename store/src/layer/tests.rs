@@ -11,6 +11,7 @@ use crate::tar::{Entry, EntryKind, Reader};
 use crate::view::View;
 
 mod hostile;
+mod recorded;
 
 pub(super) fn packed(diff: &Path) -> Vec<u8> {
     let mut tar = Vec::new();

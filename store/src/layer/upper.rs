@@ -373,7 +373,7 @@ impl UpperWriter {
         self.replaced.load(Ordering::Relaxed)
     }
 
-    /// Gives every directory its attributes. Without it the upper isn't finished.
+    /// Gives every directory its attributes, and writes down what no file could be given. Without it the upper isn't finished.
     pub fn finish(self) -> Result<()> {
         let mut state = self.lock();
         let mut alive = vec![true; state.dirs.len()];
@@ -385,7 +385,7 @@ impl UpperWriter {
             let dir = state.open_upper(id)?;
             dir.set_attrs_of_self(&state.dirs[id].attrs)?;
         }
-        Ok(())
+        Ok(state.open_upper(ROOT)?.save_records()?)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -5,15 +5,23 @@ use crate::rootdir::Xattrs;
 /// File capabilities, as setcap(8) writes them.
 pub const CAPABILITY: &[u8] = b"security.capability";
 
+/// Lists of who may get at a file, and at what is made in a directory (acl(5)).
+pub(crate) const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+pub(crate) const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+/// kiln's own attributes begin so ([`crate::owner`]).
+pub(crate) const RESERVED: &[u8] = b"user.kiln.";
+
 /// Whether a layer may hold the attribute `key`: file capabilities, POSIX ACLs and `user.*`.
 ///
-/// The overlay's own (`trusted.overlay.*`, `user.overlay.*`) would let an image hide or redirect files of the host's making;
+/// The overlay's own (`trusted.overlay.*`, `user.overlay.*`) would let an image hide or redirect files of the host's making, and
+/// kiln's own (`user.kiln.*`) give away files where owners are recorded;
 /// labels (`security.selinux`) belong to the host; the rest of `trusted.*` is nobody's.
 pub fn is_portable(key: &[u8]) -> bool {
     if key.starts_with(b"user.") {
-        return !key.starts_with(b"user.overlay.");
+        return !key.starts_with(b"user.overlay.") && !key.starts_with(RESERVED);
     }
-    matches!(key, CAPABILITY | b"system.posix_acl_access" | b"system.posix_acl_default")
+    matches!(key, CAPABILITY | ACCESS_ACL | DEFAULT_ACL)
 }
 
 /// Keeps what a layer may hold, with file capabilities in the form that is right on every host.
@@ -46,7 +54,7 @@ mod tests {
         v3.resize(20, 0);
         let v2 = [&[1, 0, 0, 2][..], &v3[4..]].concat();
         v3.extend([0x92, 0x10, 0, 0]);
-        let keys: [&[u8]; 8] = [
+        let keys: [&[u8]; 9] = [
             b"security.capability",
             b"security.selinux",
             b"trusted.overlay.opaque",
@@ -55,6 +63,7 @@ mod tests {
             b"trusted.x",
             b"system.posix_acl_access",
             b"user.overlayish",
+            b"user.kiln.owner",
         ];
         let all = keys.iter().map(|k| (k.to_vec(), v3.clone())).collect();
         let kept = portable(all);

@@ -1,19 +1,22 @@
 //! Hides how a tree comes into being apart from all others, and appears at its place as a whole.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::{Known, LayerId, Layers, Stored};
 use crate::Store;
 use crate::error::{Error, Result};
+use crate::layer::xattr;
 use crate::layout::LayerDir;
 use crate::lock::{TransientLock, WaitFor};
-use crate::owner::Owner;
+use crate::owner::{Owner, Ownership};
 use crate::record::{self, Durability};
 use crate::remove;
-use crate::rootdir::FsError;
+use crate::rootdir::{Attrs, FsError};
 use crate::session::{self, DraftDir};
+use crate::view::ViewError;
 
 /// Whether a base layer still has to be unpacked.
 #[derive(Debug)]
@@ -103,7 +106,10 @@ impl Layers<'_> {
         session::make_dir(&work, 0o700)?;
         // The top of the merged tree has the attributes of the uppermost directory, so they must not be lost here.
         if let Some(below) = lowers.first() {
-            copy_attributes(below, &upper)?;
+            match self.store.form().owners {
+                Ownership::Real => copy_attributes(below, &upper)?,
+                Ownership::Recorded => copy_recorded(self.store, below, &upper)?,
+            }
         }
         let target = target(&draft)?;
         Ok(Prepared { lowers, upper, work, created: None, target, draft, store: self.store.clone() })
@@ -111,15 +117,19 @@ impl Layers<'_> {
 }
 
 impl Prepared {
-    /// Writes down what a command that just ended did to owners, in a store of [`Ownership::Recorded`](crate::Ownership::Recorded)
-    /// (in others it does nothing). `seen` are inodes in [`Prepared::upper`] of symbolic links and fifos with the user and group
-    /// that the command gave them: those can't hold an attribute of their own. What the command made and gave to nobody is
+    /// Writes down what a command that just ended did to owners, in a store of [`Ownership::Recorded`] (in others it does
+    /// nothing). `seen` are inodes in [`Prepared::upper`] of symbolic links and fifos with the user and group that the command
+    /// gave them, the latest last: those can't hold an attribute of their own. What the command made and gave to nobody is
     /// `maker`'s: the user that it ran as. Call it once, before the tree is read.
     ///
     /// # Errors
     /// What the file system answers.
-    pub fn record_owners(&self, _seen: &[(u64, u32, u32)], _maker: Owner) -> std::result::Result<(), FsError> {
-        Ok(())
+    pub fn record_owners(&self, seen: &[(u64, u32, u32)], maker: Owner) -> std::result::Result<(), ViewError> {
+        if self.store.form().owners == Ownership::Real {
+            return Ok(());
+        }
+        let upper = self.store.tree(&self.upper)?;
+        super::made::record(&upper, &self.store.view(&self.lowers)?, self.store.form().whiteouts, seen, maker)
     }
 
     /// Gives the tree its place in the store. Relaxed: it costs no sync; see [`Store::make_durable`].
@@ -146,13 +156,31 @@ impl Prepared {
                 // A tree that was made under another boot id and never synced. Its mark, if any, must not vouch for ours.
                 remove::discard(&dir.diff(), store.layout())?;
                 record::remove(&dir.durable())?;
+                record::remove(&dir.owners())?;
                 // In this order: without the tree the file says nothing.
                 record::place(&*store.session()?, &dir.unpacked(), store.boot().as_bytes(), Durability::Relaxed)?;
+                let owners = LayerDir(draft.path().to_owned()).owners();
+                match fs::rename(&owners, dir.owners()) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => {
+                        return Err(Error::io("rename to", &dir.owners())(error));
+                    }
+                    _ => {}
+                }
                 fs::rename(&upper, dir.diff()).map_err(Error::io("rename to", &dir.diff()))?;
                 Ok(id)
             }
         }
     }
+}
+
+/// Copies what an image holds of one directory to another.
+fn copy_recorded(store: &Store, from: &Path, to: &Path) -> Result<()> {
+    let copy = || {
+        let (from, to) = (store.tree(from)?, store.tree(to)?);
+        to.set_attrs_of_self(&Attrs::of(&from.meta()?, xattr::portable(from.xattrs_of_self()?)))?;
+        to.save_records()
+    };
+    copy().map_err(|e: FsError| Error::Io { op: e.operation, path: e.path, source: e.source })
 }
 
 /// Copies mode, owner, extended attributes and times of one directory to another.

@@ -1,0 +1,110 @@
+//! Hides whose the files are that a command made where owners are recorded: the kernel thinks that all are one user's.
+
+use std::collections::HashMap;
+
+use crate::layer::whiteout::{self, WhiteoutStyle};
+use crate::owner::Owner;
+use crate::rootdir::{Kind, Meta, RootDir, Xattrs};
+use crate::view::{Node, View, ViewError};
+
+/// An overlay marks so what it copied up from below (empty where it may not say from where).
+const COPIED_UP: [&[u8]; 2] = [b"user.overlay.origin", b"trusted.overlay.origin"];
+/// The bit of a directory that gives its group to what is made in it (inode(7)).
+const SET_GROUP: u32 = 0o2000;
+
+/// Writes down the owners of all in `upper`, which a command wrote over `parent`: those that it gave to symbolic links and fifos
+/// (`seen`, by inode), those that came up from below with a file that has no room for a record, and `maker` for all that is new.
+pub(super) fn record(
+    upper: &RootDir,
+    parent: &View,
+    style: WhiteoutStyle,
+    seen: &[(u64, u32, u32)],
+    maker: Owner,
+) -> Result<(), ViewError> {
+    let seen = seen.iter().map(|&(inode, uid, gid)| (inode, Owner { uid, gid })).collect();
+    let made = Made { style, seen, maker };
+    made.directory(upper, &upper.meta()?, parent.root()?.as_ref())?;
+    Ok(upper.save_records()?)
+}
+
+struct Made {
+    style: WhiteoutStyle,
+    seen: HashMap<u64, Owner>,
+    maker: Owner,
+}
+
+impl Made {
+    /// Goes through a directory whose own owner is known.
+    fn directory(&self, dir: &RootDir, meta: &Meta, below: Option<&Node>) -> Result<(), ViewError> {
+        // A new file has the group of a directory that says so, and the others' is their maker's.
+        let group = if meta.mode & SET_GROUP != 0 { meta.gid } else { self.maker.gid };
+        let maker = Owner { gid: group, ..self.maker };
+        let below = below.filter(|_| !whiteout::is_opaque(dir, self.style).unwrap_or(false)).map(Node::opened).transpose()?;
+        for listed in whiteout::list(dir, self.style)? {
+            let name = &listed.name[..];
+            let meta = if listed.is_marker { None } else { dir.stat(name)? };
+            if whiteout::whiteout_entry(dir, &listed, meta.as_ref(), self.style)? {
+                continue;
+            }
+            let Some(meta) = meta else { continue };
+            let old = below.as_ref().map(|below| below.child(name)).transpose()?.flatten();
+            let owner = self.owner(dir, name, &meta, old.as_ref(), maker)?;
+            if let Some(owner) = owner.filter(|owner| (owner.uid, owner.gid) != (meta.uid, meta.gid)) {
+                dir.set_owner(name, meta.kind, owner)?;
+            }
+            if meta.kind == Kind::Dir {
+                let child = dir.child(name)?;
+                self.directory(&child, &child.meta()?, old.as_ref().filter(|old| old.kind() == Kind::Dir))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whose `name` is; `None` if that stands there already.
+    fn owner(
+        &self,
+        dir: &RootDir,
+        name: &[u8],
+        meta: &Meta,
+        old: Option<&Node>,
+        maker: Owner,
+    ) -> Result<Option<Owner>, ViewError> {
+        if dir.has_record(name, meta.kind)? {
+            return Ok(None);
+        }
+        if matches!(meta.kind, Kind::Symlink | Kind::Fifo | Kind::Socket) {
+            if let Some(owner) = self.seen.get(&meta.ino) {
+                return Ok(Some(*owner));
+            }
+            return Ok(Some(match old {
+                Some(old) if is_same(dir, name, meta, old)? => Owner { uid: old.meta().uid, gid: old.meta().gid },
+                _ => maker,
+            }));
+        }
+        if maker == Owner::ROOT {
+            return Ok(None);
+        }
+        let xattrs: Xattrs = dir.xattrs(name)?;
+        if COPIED_UP.iter().any(|key| xattrs.contains_key(*key)) {
+            return Ok(None);
+        }
+        // A file with several names leaves none of these marks, and not every overlay makes them.
+        let came_up = match old {
+            Some(old) if meta.kind == Kind::Dir && old.kind() == Kind::Dir => {
+                !whiteout::is_opaque(&dir.child(name)?, self.style)?
+            }
+            Some(old) => is_same(dir, name, meta, old)?,
+            None => false,
+        };
+        Ok((!came_up).then_some(maker))
+    }
+}
+
+/// Whether the file is most likely the one below, copied up: what tells two files from each other but their owner is the same.
+fn is_same(dir: &RootDir, name: &[u8], meta: &Meta, old: &Node) -> Result<bool, ViewError> {
+    let was = old.meta();
+    if (meta.kind, meta.size, meta.mtime) != (was.kind, was.size, was.mtime) {
+        return Ok(false);
+    }
+    Ok(meta.kind != Kind::Symlink || dir.read_link(name)? == old.read_link()?)
+}
