@@ -70,13 +70,12 @@ pub(crate) struct Overlay {
 
 impl Overlay {
     pub(crate) fn mount(lowers: &[&Path], upper: &Path, work: &Path, at: &Path) -> Self {
+        Self::mount_with("redirect_dir=off,metacopy=off,index=off", lowers, upper, work, at)
+    }
+
+    pub(crate) fn mount_with(options: &str, lowers: &[&Path], upper: &Path, work: &Path, at: &Path) -> Self {
         let lowers: Vec<_> = lowers.iter().map(|p| p.to_str().unwrap()).collect();
-        let options = format!(
-            "redirect_dir=off,metacopy=off,index=off,lowerdir={},upperdir={},workdir={}",
-            lowers.join(":"),
-            upper.display(),
-            work.display()
-        );
+        let options = format!("{options},lowerdir={},upperdir={},workdir={}", lowers.join(":"), upper.display(), work.display());
         let options = std::ffi::CString::new(options).unwrap();
         rustix::mount::mount("overlay", at, "overlay", rustix::mount::MountFlags::empty(), options.as_c_str()).unwrap();
         Self { at: at.to_owned() }

@@ -40,6 +40,8 @@ impl Made {
         let group = if meta.mode & SET_GROUP != 0 { meta.gid } else { self.maker.gid };
         let maker = Owner { gid: group, ..self.maker };
         let below = below.filter(|_| !whiteout::is_opaque(dir, self.style).unwrap_or(false)).map(Node::opened).transpose()?;
+        // What the directory below has of files that hold no record; read once, and seldom.
+        let mut links: Option<Vec<Node>> = None;
         for listed in whiteout::list(dir, self.style)? {
             let name = &listed.name[..];
             let meta = if listed.is_marker { None } else { dir.stat(name)? };
@@ -48,7 +50,14 @@ impl Made {
             }
             let Some(meta) = meta else { continue };
             let old = below.as_ref().map(|below| below.child(name)).transpose()?.flatten();
-            let owner = self.owner(dir, name, &meta, old.as_ref(), maker)?;
+            let beside = || {
+                if links.is_none() {
+                    let all = below.as_ref().map(Node::read_dir).transpose()?.unwrap_or_default();
+                    links = Some(all.into_iter().filter(|node| matches!(node.kind(), Kind::Symlink | Kind::Fifo)).collect());
+                }
+                Ok(links.iter().flatten().filter(|node| node.meta().mtime == meta.mtime).cloned().collect())
+            };
+            let owner = self.owner((dir, name, &meta), old.as_ref(), beside, maker)?;
             if let Some(owner) = owner.filter(|owner| (owner.uid, owner.gid) != (meta.uid, meta.gid)) {
                 dir.set_owner(name, meta.kind, owner)?;
             }
@@ -60,13 +69,12 @@ impl Made {
         Ok(())
     }
 
-    /// Whose `name` is; `None` if that stands there already.
+    /// Whose the file is; `None` if that stands there already. `old` has its name below.
     fn owner(
         &self,
-        dir: &RootDir,
-        name: &[u8],
-        meta: &Meta,
+        (dir, name, meta): (&RootDir, &[u8], &Meta),
         old: Option<&Node>,
+        beside: impl FnOnce() -> Result<Vec<Node>, ViewError>,
         maker: Owner,
     ) -> Result<Option<Owner>, ViewError> {
         if dir.has_record(name, meta.kind)? {
@@ -76,10 +84,18 @@ impl Made {
             if let Some(owner) = self.seen.get(&meta.ino) {
                 return Ok(Some(*owner));
             }
-            return Ok(Some(match old {
-                Some(old) if is_same(dir, name, meta, old)? => Owner { uid: old.meta().uid, gid: old.meta().gid },
-                _ => maker,
-            }));
+            if let Some(old) = old
+                && is_same(dir, name, meta, old)?
+            {
+                return Ok(Some(owner_of(old)));
+            }
+            // Given another name, or one more: it has its time to the nanosecond.
+            for node in beside()? {
+                if is_same(dir, name, meta, &node)? {
+                    return Ok(Some(owner_of(&node)));
+                }
+            }
+            return Ok(Some(maker));
         }
         if maker == Owner::ROOT {
             return Ok(None);
@@ -100,6 +116,10 @@ impl Made {
     }
 }
 
+fn owner_of(node: &Node) -> Owner {
+    Owner { uid: node.meta().uid, gid: node.meta().gid }
+}
+
 /// Whether the file is most likely the one below, copied up: what tells two files from each other but their owner is the same.
 fn is_same(dir: &RootDir, name: &[u8], meta: &Meta, old: &Node) -> Result<bool, ViewError> {
     let was = old.meta();
@@ -108,3 +128,6 @@ fn is_same(dir: &RootDir, name: &[u8], meta: &Meta, old: &Node) -> Result<bool, 
     }
     Ok(meta.kind != Kind::Symlink || dir.read_link(name)? == old.read_link()?)
 }
+
+#[cfg(test)]
+mod tests;
