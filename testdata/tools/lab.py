@@ -245,6 +245,14 @@ def tls_files(folder):
             "-extfile", "san", "-out", "server.crt")
 
 
+def unmount_below(folder):
+    """dockerd leaves its network namespace mounted, and more when it is killed."""
+    with open("/proc/self/mounts") as f:
+        points = [line.split()[1] for line in f]
+    for point in reversed([p for p in points if p.startswith(os.path.realpath(folder) + "/")]):
+        subprocess.run(["umount", "--lazy", point], stderr=subprocess.DEVNULL)
+
+
 class Server:
     """A child in a process group of its own; `stop` ends the group and removes what `remove` names."""
 
@@ -264,6 +272,7 @@ class Server:
             pass
         self.child.wait()
         for path in self.remove:
+            unmount_below(path)
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,5 +1,6 @@
 //! Every mode builds the same five images: those of `testdata/modes`. One module a mode.
 
+mod outer;
 mod root;
 
 use std::ffi::OsString;
