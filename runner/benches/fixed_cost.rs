@@ -11,7 +11,7 @@ const ROUNDS: usize = 300;
 fn main() {
     kiln_runner::take_over();
     let before = Instant::now();
-    let entered = kiln_runner::enter(kiln_runner::Isolation::Default).unwrap();
+    let entered = kiln_runner::enter(&kiln_runner::Wish::default()).unwrap();
     let mut host = Host::probe(&entered, &kiln_runner::Ground::probe(&entered, &std::env::temp_dir()));
     println!("probe           {:>8.3} ms", before.elapsed().as_secs_f64() * 1e3);
     let store = tempfile::tempdir().unwrap();

@@ -13,6 +13,7 @@ mod idmap;
 mod init;
 mod mode;
 mod mount;
+mod obstacle;
 mod plan;
 mod seccomp;
 mod spawn;
@@ -37,7 +38,7 @@ pub use spec::{
     Status, Stream,
 };
 pub use user::{Identity, UserError, resolve_user};
-pub use userns::{Entered, Refusal, enter};
+pub use userns::{Entered, Refusal, Wish, enter};
 
 /// The first call in `main`, before any thread exists: returns at once in an ordinary process; when this process was started as a
 /// sandbox supervisor, it becomes that and never returns.

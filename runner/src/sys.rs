@@ -51,6 +51,11 @@ pub(crate) fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
             unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<CloneArguments>()) }
         }
     };
+    forked(pid, pidfd)
+}
+
+/// What a call of the clone family answered.
+fn forked(pid: libc::c_long, pidfd: RawFd) -> io::Result<Fork> {
     match check(pid)? {
         0 => Ok(Fork::Child),
         pid => {
@@ -60,6 +65,19 @@ pub(crate) fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
             Ok(Fork::Parent { pid, pidfd })
         }
     }
+}
+
+/// Forks into the same namespaces, from a single-threaded process.
+///
+/// # Errors
+/// Also when the process has a second thread, for whose locks the child would wait for ever.
+pub(crate) fn fork_here() -> io::Result<Fork> {
+    single_threaded()?;
+    let mut pidfd: RawFd = -1;
+    let flags = libc::c_long::from(libc::CLONE_PIDFD | libc::SIGCHLD);
+    // SAFETY: as in `fork`.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, ptr::null_mut::<u8>(), &raw mut pidfd, 0, 0) };
+    forked(pid, pidfd)
 }
 
 /// `CLONE_INTO_CGROUP` of linux/sched.h, which does not fit `libc`'s type.

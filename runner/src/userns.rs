@@ -1,10 +1,44 @@
 //! Hides how kiln's own process gets into a user namespace, and why it could not.
+//!
+//! kiln stays the process that it was: it forks a child that stays outside, leaves its user namespace itself, and has the child give
+//! the new one its ids, by newuidmap(1) and newgidmap(1), which may do that, or by its own rights as a container's root. Whether
+//! namespaces and mounts are possible at all is found out by another child, which is thrown away: a process that has left its
+//! namespace can't come back.
 
-use rustix::thread::CapabilitySet;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::thread::{CapabilitySet, UnshareFlags};
+use serde::{Deserialize, Serialize};
 
 use crate::error::RunError;
-use crate::idmap::{IdMaps, parse_map};
+use crate::idmap::{IdMaps, granted, map_arguments, map_text, parse_map, user_name};
 use crate::mode::{Isolation, Mode};
+use crate::obstacle::{Facts, Obstacle, Stage, explain};
+use crate::sys::{self, Fork};
+use crate::wire;
+
+/// What [`enter`] is told by whoever calls it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// Which way is wanted.
+    pub isolation: Isolation,
+    /// `PATH`, in which newuidmap(1) is looked up before the usual places.
+    pub path: OsString,
+    /// The user's name, for users that stand in no `/etc/passwd`.
+    pub user: Option<String>,
+    /// Whether this process is known to run in a container.
+    pub in_container: bool,
+}
 
 /// As what this process goes on, after [`enter`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +69,7 @@ impl Entered {
     pub fn nothing() -> Entered {
         let reason = "this command runs no others".to_owned();
         let mode = Mode::Unavailable { reason, remedy: String::new() };
-        let was_root = rustix::process::geteuid().is_root();
-        Entered { mode, ids: IdMaps::default(), was_root, refused: Vec::new() }
+        Entered { mode, ids: IdMaps::default(), was_root: rustix::process::geteuid().is_root(), refused: Vec::new() }
     }
 }
 
@@ -45,21 +78,392 @@ impl Entered {
 /// files are what the namespace says.
 ///
 /// # Errors
-/// When `isolation` asks for a way that can't be gone here. Without a wish there is always an answer, which may be
+/// When `wish` asks for a way that can't be gone here. Without a wish there is always an answer, which may be
 /// [`Mode::Unavailable`].
-pub fn enter(isolation: Isolation) -> Result<Entered, RunError> {
-    let _ = isolation;
+pub fn enter(wish: &Wish) -> Result<Entered, RunError> {
+    let isolation = wish.isolation;
     let was_root = rustix::process::geteuid().is_root();
     let may_mount = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
-    let mode = match was_root && may_mount {
-        true => Mode::Root,
-        false => Mode::Unavailable { reason: "kiln is not running as root".to_owned(), remedy: "run kiln as root".to_owned() },
+    let mut refused = Vec::new();
+    let mut refuse = |mode, (reason, remedy)| refused.push(Refusal { mode, reason, remedy });
+    let wants = |isolation_of_mode| isolation == Isolation::Default || isolation == isolation_of_mode;
+
+    let mut found = None;
+    if isolation == Isolation::Chroot {
+        match was_root {
+            true => found = Some(Mode::Chroot),
+            false => {
+                refuse(Mode::Chroot, ("it needs root, and kiln is not running as root".to_owned(), "run kiln as root".to_owned()))
+            }
+        }
+    }
+    if wants(Isolation::Root) {
+        match is_root_of_machine(was_root, may_mount) {
+            Ok(()) => found = Some(Mode::Root),
+            Err(why) => refuse(Mode::Root, why),
+        }
+    }
+    let other = [Isolation::Default, Isolation::Rootless, Isolation::OneId].contains(&isolation);
+    if found.is_none() && other && was_root && may_mount && !in_first_namespace() && isolation != Isolation::OneId {
+        // The container is a user namespace of its own, which serves as well as another one.
+        found = Some(Mode::Nested);
+    }
+    if found.is_none() && other {
+        match try_namespaces() {
+            Ok(()) => {
+                let (mode, more) = change_namespace(wish, was_root);
+                more.into_iter().for_each(|(mode, why)| refuse(mode, why));
+                found = mode;
+            }
+            Err(obstacle) => {
+                let modes = if was_root { vec![Mode::Nested] } else { vec![Mode::SubIds, Mode::OneId] };
+                let why = explain(&obstacle, &Facts::read(wish.in_container));
+                modes.into_iter().for_each(|mode| refuse(mode, why.clone()));
+            }
+        }
+    }
+    let mode = match (found, isolation) {
+        (Some(mode), _) => mode,
+        (None, Isolation::Default) => {
+            // What stood last in the way of the last resort is what to change.
+            let last = refused.last();
+            let (reason, remedy) = last.map_or_else(Default::default, |last| (last.reason.clone(), last.remedy.clone()));
+            Mode::Unavailable { reason, remedy }
+        }
+        (None, _) => {
+            let last = refused.last();
+            let (reason, remedy) = last.map_or_else(Default::default, |last| (last.reason.clone(), last.remedy.clone()));
+            return Err(RunError::Unavailable { reason: format!("`--isolation={}`: {reason}", isolation.name()), remedy });
+        }
     };
-    Ok(Entered { mode, ids: own_ids(), was_root, refused: Vec::new() })
+    Ok(Entered { mode, ids: own_ids(), was_root, refused })
 }
 
 /// The map of the user namespace that this process is in.
 fn own_ids() -> IdMaps {
-    let read = |file: &str| parse_map(&std::fs::read_to_string(file).unwrap_or_default());
+    let read = |file: &str| parse_map(&fs::read_to_string(file).unwrap_or_default());
     IdMaps { users: read("/proc/self/uid_map"), groups: read("/proc/self/gid_map") }
+}
+
+/// Whether this process is in the machine's first user namespace, by its number, which never changes (linux/proc_ns.h).
+fn in_first_namespace() -> bool {
+    fs::metadata("/proc/self/ns/user").is_ok_and(|namespace| namespace.ino() == 0xEFFF_FFFD)
+}
+
+fn is_root_of_machine(is_root: bool, may_mount: bool) -> Result<(), (String, String)> {
+    if !is_root {
+        return Err(("kiln is not running as root".to_owned(), "run kiln as root".to_owned()));
+    }
+    if !may_mount {
+        return Err((
+            "root has no CAP_SYS_ADMIN here".to_owned(),
+            "start the container with `--privileged`, or kiln outside of it".to_owned(),
+        ));
+    }
+    if !in_first_namespace() {
+        return Err((
+            "root is root of a user namespace only, not of the machine".to_owned(),
+            "start kiln outside of the user namespace".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// Makes namespaces and a mount in a child that ends with them.
+fn try_namespaces() -> Result<(), Obstacle> {
+    let other = |error: io::Error| failed(Stage::Unshare, &error);
+    let (mut from_child, to_parent) = pipe().map_err(other)?;
+    match sys::fork_here().map_err(other)? {
+        Fork::Child => {
+            drop(from_child);
+            let _ = wire::send(&mut File::from(to_parent), &namespaces_and_mount());
+            crate::leave(0)
+        }
+        Fork::Parent { pid, .. } => {
+            drop(to_parent);
+            let said = wire::receive::<Result<(), Obstacle>>(&mut from_child);
+            reap(pid);
+            match said {
+                Ok(Some(said)) => said,
+                // A filter may kill instead of refusing.
+                Ok(None) => Err(Obstacle { stage: Stage::Unshare, errno: Errno::PERM.raw_os_error() }),
+                Err(error) => Err(other(error)),
+            }
+        }
+    }
+}
+
+fn namespaces_and_mount() -> Result<(), Obstacle> {
+    sys::unshare(NAMESPACES).map_err(|error| failed(Stage::Unshare, &error))?;
+    let mount = || {
+        let tmpfs = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_create(&tmpfs)?;
+        rustix::mount::fsmount(&tmpfs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+    };
+    mount().map(drop).map_err(|errno| failed(Stage::Mount, &errno.into()))
+}
+
+/// The mounts of kiln itself change hands with its user, or it could not copy any.
+const NAMESPACES: UnshareFlags = UnshareFlags::NEWUSER.union(UnshareFlags::NEWNS);
+
+fn failed(stage: Stage, error: &io::Error) -> Obstacle {
+    Obstacle { stage, errno: error.raw_os_error().unwrap_or(libc::EIO) }
+}
+
+/// How a user namespace gets its ids, seen from outside.
+#[derive(Debug)]
+enum Grant {
+    /// By the programs that may give what `/etc/subuid` and `/etc/subgid` say.
+    Helpers { users: PathBuf, groups: PathBuf, ids: IdMaps },
+    /// By writing all ids of a container.
+    All(IdMaps),
+    /// By writing one.
+    One,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum Granted {
+    /// All that was asked for.
+    Whole,
+    /// One id of each kind, and why not more.
+    One { said: String },
+    /// Users, but of the groups only one, and why.
+    Half { said: String },
+    /// Nothing.
+    Nothing { errno: i32 },
+}
+
+/// What each mode that was given up has to say.
+type Refusals = Vec<(Mode, (String, String))>;
+
+/// Leaves this process's user namespace for one with as many ids as can be had.
+fn change_namespace(wish: &Wish, is_root: bool) -> (Option<Mode>, Refusals) {
+    let (isolation, facts) = (wish.isolation, || Facts::read(wish.in_container));
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let mut refused = Refusals::new();
+    let best = if is_root { Mode::Nested } else { Mode::SubIds };
+    let grant = match (isolation, is_root) {
+        (Isolation::OneId, _) => Grant::One,
+        (_, true) => Grant::All(own_ids().identity()),
+        (_, false) => match helpers(wish, uid, gid) {
+            Ok(grant) => grant,
+            Err(why) => {
+                refused.push((best.clone(), why));
+                if isolation != Isolation::Default {
+                    return (None, refused);
+                }
+                Grant::One
+            }
+        },
+    };
+    let whole = if matches!(grant, Grant::One) { Mode::OneId } else { best.clone() };
+    let one = IdMaps::one(uid, gid);
+    let granted = match leave_namespace(&grant, &one) {
+        Ok(granted) => granted,
+        Err(obstacle) => {
+            refused.push((whole, explain(&obstacle, &facts())));
+            return (None, refused);
+        }
+    };
+    let (said, halved) = match granted {
+        Granted::Whole => return (Some(whole), refused),
+        Granted::One { said } => (said, false),
+        Granted::Half { said } => (said, true),
+        Granted::Nothing { errno } => {
+            refused.push((whole, explain(&Obstacle { stage: Stage::Map, errno }, &facts())));
+            return (None, refused);
+        }
+    };
+    refused.push((best, (said, not_granted(wish, is_root, uid))));
+    // Groups without users, or the other way round, are no mode of their own.
+    let made = match halved {
+        true => sys::unshare(NAMESPACES).and_then(|()| write_maps(Path::new("/proc/self"), &IdMaps::one(0, 0))),
+        false => Ok(()),
+    };
+    match made {
+        Ok(()) if isolation == Isolation::Default => (Some(Mode::OneId), refused),
+        Ok(()) => (None, refused),
+        Err(error) => {
+            refused.push((Mode::OneId, explain(&failed(Stage::Map, &error), &facts())));
+            (None, refused)
+        }
+    }
+}
+
+fn not_granted(wish: &Wish, is_root: bool, uid: u32) -> String {
+    match is_root {
+        true => "start the container with the capabilities SETUID, SETGID and SETFCAP".to_owned(),
+        false => add_ids(wish, uid),
+    }
+}
+
+fn add_ids(wish: &Wish, uid: u32) -> String {
+    let name = name_of(wish, uid).unwrap_or_else(|| format!("'#{uid}'"));
+    format!(
+        "have root run `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}` (with ids that nobody else has)"
+    )
+}
+
+fn name_of(wish: &Wish, uid: u32) -> Option<String> {
+    let named = user_name(&fs::read_to_string("/etc/passwd").unwrap_or_default(), uid);
+    // Users of a directory service stand in no file.
+    named.or_else(|| wish.user.clone())
+}
+
+/// The programs that give ids, and what they will give.
+fn helpers(wish: &Wish, uid: u32, gid: u32) -> Result<Grant, (String, String)> {
+    let name = name_of(wish, uid);
+    let mut missing = Vec::new();
+    let mut read = |file: &'static str, own| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let ranges = granted(&text, name.as_deref(), uid, own);
+        if ranges.is_empty() {
+            missing.push(file);
+        }
+        ranges
+    };
+    let ids = IdMaps { users: read("/etc/subuid", uid), groups: read("/etc/subgid", gid) };
+    if !missing.is_empty() {
+        let who = name.unwrap_or_else(|| uid.to_string());
+        return Err((format!("{} gives no ids to {who}", missing.join(" and ")), add_ids(wish, uid)));
+    }
+    let find = |program: &str| {
+        let folders = std::env::split_paths(&wish.path).chain(["/usr/bin", "/usr/local/bin", "/bin"].map(PathBuf::from));
+        folders.filter(|folder| folder.is_absolute()).map(|folder| folder.join(program)).find(|path| path.is_file())
+    };
+    match (find("newuidmap"), find("newgidmap")) {
+        (Some(users), Some(groups)) => Ok(Grant::Helpers { users, groups, ids }),
+        _ => Err((
+            "newuidmap and newgidmap are not installed".to_owned(),
+            "have root install them (Debian and Ubuntu: `apt install uidmap`; Fedora: `dnf install shadow-utils`; Alpine: `apk add \
+             shadow-uidmap`)"
+                .to_owned(),
+        )),
+    }
+}
+
+/// Makes the namespaces, and has a child outside give them their ids.
+fn leave_namespace(grant: &Grant, one: &IdMaps) -> Result<Granted, Obstacle> {
+    let here = |error: io::Error| failed(Stage::Unshare, &error);
+    if matches!(grant, Grant::One) {
+        sys::unshare(NAMESPACES).map_err(here)?;
+        return write_maps(Path::new("/proc/self"), one).map(|()| Granted::Whole).map_err(|error| failed(Stage::Map, &error));
+    }
+    // The number by which the proc file system knows this process.
+    let process = fs::read_link("/proc/self").map_err(here)?;
+    let process = process.to_string_lossy().into_owned();
+    let (mut from_child, to_parent) = pipe().map_err(here)?;
+    let (mut from_parent, to_child) = pipe().map_err(here)?;
+    match sys::fork_here().map_err(here)? {
+        Fork::Child => {
+            drop((from_child, to_child));
+            let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+            let mut go = [0];
+            if from_parent.read_exact(&mut go).is_ok() {
+                let _ = wire::send(&mut File::from(to_parent), &give(&process, grant, one));
+            }
+            crate::leave(0)
+        }
+        Fork::Parent { pid, .. } => {
+            drop((to_parent, from_parent));
+            let left = sys::unshare(NAMESPACES).map_err(here);
+            let mut to_child = File::from(to_child);
+            if left.is_ok() {
+                let _ = to_child.write_all(&[1]);
+            }
+            drop(to_child);
+            let said = wire::receive::<Granted>(&mut from_child);
+            reap(pid);
+            left?;
+            let nothing = Granted::Nothing { errno: libc::EPERM };
+            Ok(said.ok().flatten().unwrap_or(nothing))
+        }
+    }
+}
+
+/// Gives the namespace of `process` its ids, from outside of it.
+fn give(process: &str, grant: &Grant, one: &IdMaps) -> Granted {
+    let folder = Path::new("/proc").join(process);
+    match grant {
+        Grant::Helpers { users, groups, ids } => {
+            // Side by side, for each takes a millisecond.
+            let users = start(users, process, &map_arguments(&ids.users));
+            let groups = start(groups, process, &map_arguments(&ids.groups));
+            match (finish(users), finish(groups)) {
+                (Ok(()), Ok(())) => Granted::Whole,
+                (Err(said), Err(_)) => match write_maps(&folder, one) {
+                    Ok(()) => Granted::One { said },
+                    Err(error) => Granted::Nothing { errno: error.raw_os_error().unwrap_or(libc::EPERM) },
+                },
+                (Err(said), Ok(())) => half(fs::write(folder.join("uid_map"), map_text(&one.users)), said),
+                (Ok(()), Err(said)) => half(write_groups(&folder, one), said),
+            }
+        }
+        Grant::All(ids) => match write_all(&folder, ids) {
+            Ok(()) => Granted::Whole,
+            Err(error) => match write_maps(&folder, one) {
+                Ok(()) => Granted::One { said: format!("root may not give ids to a user namespace ({error})") },
+                Err(error) => Granted::Nothing { errno: error.raw_os_error().unwrap_or(libc::EPERM) },
+            },
+        },
+        Grant::One => match write_maps(&folder, one) {
+            Ok(()) => Granted::Whole,
+            Err(error) => Granted::Nothing { errno: error.raw_os_error().unwrap_or(libc::EPERM) },
+        },
+    }
+}
+
+fn half(written: io::Result<()>, said: String) -> Granted {
+    match written {
+        Ok(()) => Granted::Half { said },
+        Err(error) => Granted::Nothing { errno: error.raw_os_error().unwrap_or(libc::EPERM) },
+    }
+}
+
+fn start(program: &Path, process: &str, map: &[String]) -> Result<(std::process::Child, String), String> {
+    let name = program.display().to_string();
+    let mut command = Command::new(program);
+    command.arg(process).args(map).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    match command.spawn() {
+        Ok(child) => Ok((child, name)),
+        Err(error) => Err(format!("{name} can't be run ({error})")),
+    }
+}
+
+fn finish(started: Result<(std::process::Child, String), String>) -> Result<(), String> {
+    let (child, name) = started?;
+    let output = child.wait_with_output().map_err(|error| format!("{name}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim().replace('\n', "; ");
+    Err(if said.is_empty() { format!("{name} failed ({})", output.status) } else { said })
+}
+
+/// Writes maps that need rights over the ids.
+fn write_all(folder: &Path, ids: &IdMaps) -> io::Result<()> {
+    fs::write(folder.join("uid_map"), map_text(&ids.users))?;
+    fs::write(folder.join("gid_map"), map_text(&ids.groups))
+}
+
+/// Writes maps of one id, which everybody may who gives up setgroups(2).
+fn write_maps(folder: &Path, one: &IdMaps) -> io::Result<()> {
+    fs::write(folder.join("uid_map"), map_text(&one.users))?;
+    write_groups(folder, one)
+}
+
+fn write_groups(folder: &Path, one: &IdMaps) -> io::Result<()> {
+    fs::write(folder.join("setgroups"), "deny")?;
+    fs::write(folder.join("gid_map"), map_text(&one.groups))
+}
+
+fn pipe() -> io::Result<(File, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    Ok((File::from(read), write))
+}
+
+fn reap(pid: Pid) {
+    while matches!(rustix::process::waitpid(Some(pid), WaitOptions::empty()), Err(Errno::INTR)) {}
 }

@@ -10,7 +10,7 @@ use kiln::engine::{Engine, trees};
 use kiln::error::Error;
 use kiln::event::Events;
 use kiln_registry_client::{Client, CredentialStore, Options, Warnings};
-use kiln_runner::{Cancel, Entered, Ground, Isolation};
+use kiln_runner::{Cancel, Entered, Ground, Isolation, Wish};
 use kiln_store::Store;
 use kiln_store::lock::{OnWait, Waiting};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -42,7 +42,14 @@ pub(crate) fn enter(environment: &Environment, global: &Global) -> Result<Entere
         None => Ok(Isolation::Default),
     };
     let isolation = global.isolation.map_or_else(named, Ok)?;
-    Ok(kiln_runner::enter(isolation).map_err(Error::Host)?)
+    let wish = Wish {
+        isolation,
+        path: environment.raw("PATH").unwrap_or_default(),
+        user: environment.text("USER"),
+        // systemd's and Podman's word for it, and Kubernetes'.
+        in_container: ["container", "KUBERNETES_SERVICE_HOST"].iter().any(|name| environment.raw(name).is_some()),
+    };
+    Ok(kiln_runner::enter(&wish).map_err(Error::Host)?)
 }
 
 impl Session {

@@ -116,7 +116,7 @@ pub fn killed_at_any_moment() {
     }
     soon_empty("processes", || processes_with("5507.5"));
     soon_empty("mounts", || mounts_with(&dir));
-    let entered = kiln_runner::enter(kiln_runner::Isolation::Default).unwrap();
+    let entered = kiln_runner::enter(&kiln_runner::Wish::default()).unwrap();
     kiln_runner::Host::probe(&entered, &kiln_runner::Ground::probe(&entered, &std::env::temp_dir()));
     let left: Vec<_> =
         groups().into_iter().filter(|name| !Path::new("/proc").join(name.split('-').nth(1).unwrap()).exists()).collect();

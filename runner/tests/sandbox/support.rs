@@ -12,7 +12,7 @@ use tempfile::TempDir;
 pub fn host() -> &'static Host {
     static HOST: OnceLock<Host> = OnceLock::new();
     HOST.get_or_init(|| {
-        let entered = kiln_runner::enter(kiln_runner::Isolation::Default).unwrap();
+        let entered = kiln_runner::enter(&kiln_runner::Wish::default()).unwrap();
         Host::probe(&entered, &kiln_runner::Ground::probe(&entered, &std::env::temp_dir()))
     })
 }
