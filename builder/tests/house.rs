@@ -14,8 +14,8 @@ const CRATES: [(&str, &str, &[&str]); 6] = [
     ("kiln", "builder", &["kiln-oci", "kiln-frontend", "kiln-store", "kiln-registry-client", "kiln-runner"]),
 ];
 
-/// The one file that may hold `unsafe`.
-const UNSAFE: &str = "runner/src/sys.rs";
+/// The one module that may hold `unsafe`.
+const UNSAFE: &str = "runner/src/sys";
 
 /// The ways out of a pure crate. (`std::env::consts` is no way out: the compiler writes it.)
 const IMPURE: &[&str] = &[
@@ -79,7 +79,8 @@ fn unsafe_has_one_address() {
         for source in sources(folder) {
             let shown = source.strip_prefix(workspace()).expect("sources lie in the workspace").display().to_string();
             let found = has_word(&code(&read(&source)), "unsafe");
-            assert!(!found || shown == UNSAFE, "{shown} holds `unsafe`; only {UNSAFE} may");
+            let there = shown.strip_prefix(UNSAFE).is_some_and(|rest| rest == ".rs" || rest.starts_with('/'));
+            assert!(!found || there, "{shown} holds `unsafe`; only {UNSAFE} may");
         }
         if name != "kiln-runner" {
             for root in ["src/lib.rs", "src/main.rs"].map(|f| workspace().join(folder).join(f)) {

@@ -16,8 +16,9 @@ use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
 use crate::mount::Sandbox;
 use crate::plan::{Command, Plan};
+use crate::record::{Handover, TIMER_SLACK};
 use crate::seccomp;
-use crate::spec::{self, Streams};
+use crate::spec;
 use crate::supervise::setup;
 use crate::sys;
 use crate::user::{Identity, LONGEST_FILE, resolve_user};
@@ -25,8 +26,8 @@ use crate::walk::{Links, WalkError, open_inside, walk};
 use crate::wire::Failure;
 
 /// Turns this process, the first of its pid namespace, into the command; comes back only with the reason why it could not.
-pub(crate) fn become_command(plan: &Plan, sandbox: &mut Sandbox) -> Failure {
-    match try_become(plan, sandbox) {
+pub(crate) fn become_command(plan: &Plan, sandbox: &mut Sandbox, handover: Option<Handover>) -> Failure {
+    match try_become(plan, sandbox, handover) {
         Err(failure) => failure,
         Ok(never) => match never {},
     }
@@ -34,7 +35,7 @@ pub(crate) fn become_command(plan: &Plan, sandbox: &mut Sandbox) -> Failure {
 
 enum Never {}
 
-fn try_become(plan: &Plan, sandbox: &mut Sandbox) -> Result<Never, Failure> {
+fn try_become(plan: &Plan, sandbox: &mut Sandbox, handover: Option<Handover>) -> Result<Never, Failure> {
     let command = &plan.command;
     for step in &plan.inside {
         sandbox.act(step)?;
@@ -42,7 +43,12 @@ fn try_become(plan: &Plan, sandbox: &mut Sandbox) -> Result<Never, Failure> {
     let root = sandbox.root().map_err(|errno| setup("find the root file system", &errno.into()))?;
     let identity = identity(root, &command.user)?;
     let cwd = working_directory(root, &command.cwd, &identity)?;
-    let filter = if command.filtered { seccomp::program() } else { Vec::new() };
+    let purpose = seccomp::Purpose {
+        listed: command.filtered,
+        recorded: handover.is_some(),
+        shown: command.recorder.as_ref().is_some_and(|recorder| recorder.show) && identity.uid == 0,
+    };
+    let filter = if purpose.listed || purpose.recorded { seccomp::program(purpose) } else { Vec::new() };
     let program = Program::new(command, &identity);
 
     // While still root: the user may run in a directory that only root can enter, as in a container.
@@ -51,20 +57,37 @@ fn try_become(plan: &Plan, sandbox: &mut Sandbox) -> Result<Never, Failure> {
         reason: io::Error::from(errno).to_string(),
     })?;
     check_cwd(&command.cwd)?;
+    streams(root, &identity).map_err(|error| setup("hand over the standard streams", &error))?;
     rustix::process::setsid().map_err(|errno| setup("make a session", &errno.into()))?;
-    streams(root, sandbox, command.streams, &identity).map_err(|error| setup("hand over the standard streams", &error))?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     limits(&command.limits, command.processes)?;
     sys::reset_signals();
     if command.no_new_privileges {
         rustix::thread::set_no_new_privs(true).map_err(|errno| setup("set no_new_privs", &errno.into()))?;
     }
-    if command.filtered {
-        sys::load_filter(&filter).map_err(|error| setup("load the system call filter", &error))?;
+    let refused = |error: io::Error| setup("load the system call filter", &error);
+    match handover {
+        Some(handover) => {
+            // From the filter on the supervisor answers, and a change of ids would be one on paper only: so it comes before.
+            if identity.uid != 0 || identity.gid != 0 {
+                appear_as(&identity)?;
+            }
+            bounding_set(command.capabilities).map_err(|errno| setup("drop capabilities", &errno.into()))?;
+            capabilities(command.capabilities, identity.uid).map_err(|errno| setup("set capabilities", &errno.into()))?;
+            let slack = std::num::NonZeroU64::new(TIMER_SLACK);
+            rustix::thread::set_current_timer_slack(slack).map_err(|errno| setup("set the timer slack", &errno.into()))?;
+            let listener = sys::load_filter_with_listener(&filter).map_err(refused)?;
+            handover.send(listener, &identity).map_err(|errno| setup("hand the filter's listener over", &errno.into()))?;
+        }
+        None => {
+            if command.filtered {
+                sys::load_filter(&filter).map_err(refused)?;
+            }
+            bounding_set(command.capabilities).map_err(|errno| setup("drop capabilities", &errno.into()))?;
+            become_user(&identity).map_err(|errno| setup("become the user", &errno.into()))?;
+            capabilities(command.capabilities, identity.uid).map_err(|errno| setup("set capabilities", &errno.into()))?;
+        }
     }
-    bounding_set(command.capabilities).map_err(|errno| setup("drop capabilities", &errno.into()))?;
-    become_user(&identity).map_err(|errno| setup("become the user", &errno.into()))?;
-    capabilities(command.capabilities, identity.uid).map_err(|errno| setup("set capabilities", &errno.into()))?;
     sys::close_on_exec_from(3).map_err(|error| setup("close descriptors", &error))?;
     Err(program.exec())
 }
@@ -127,25 +150,12 @@ fn check_cwd(cwd: &OsStr) -> Result<(), Failure> {
     Err(Failure::WorkingDirectory { path: Path::new(cwd).to_owned().into(), reason: "it is outside of the root".to_owned() })
 }
 
-/// Gives the command its standard input, output and error.
-fn streams(root: BorrowedFd<'_>, sandbox: &Sandbox, streams: Streams, identity: &Identity) -> io::Result<()> {
-    if let Some(terminal) = &sandbox.terminal {
-        let slave = &terminal.slave;
-        rustix::process::ioctl_tiocsctty(slave)?;
-        // So that programs can open `/dev/tty` and their own terminal's name. Where the kernel knows no such owner, it stays as it is.
-        let _ = rustix::fs::fchown(slave, Some(Uid::from_raw(identity.uid)), None);
-        rustix::stdio::dup2_stdin(slave)?;
-        rustix::stdio::dup2_stdout(slave)?;
-        rustix::stdio::dup2_stderr(slave)?;
-        return Ok(());
-    }
+/// Standard input is empty; the two pipes belong to the user, who may open them again as `/dev/stdout`.
+fn streams(root: BorrowedFd<'_>, identity: &Identity) -> io::Result<()> {
     let null = open_inside(root, Path::new("/dev/null"), OFlags::RDONLY)?;
-    rustix::stdio::dup2_stdin(sandbox.input.as_ref().unwrap_or(&null))?;
-    // Those that kiln made belong to the user, who may open them again as `/dev/stdout`; the owner of others is not ours to change.
-    if streams == Streams::Captured {
-        for stream in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
-            rustix::fs::fchown(stream, Some(Uid::from_raw(identity.uid)), None)?;
-        }
+    rustix::stdio::dup2_stdin(&null)?;
+    for stream in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        rustix::fs::fchown(stream, Some(Uid::from_raw(identity.uid)), None)?;
     }
     Ok(())
 }
@@ -209,6 +219,21 @@ fn bounding_set(keep: u64) -> Result<(), Errno> {
         Err(errno) if errno != Errno::INVAL => Err(errno),
         _ => Ok(()),
     }
+}
+
+/// Makes the one id that there is appear as the user's, by a user namespace inside of which it has no other name.
+fn appear_as(identity: &Identity) -> Result<(), Failure> {
+    let failed = |error: io::Error| setup("make a user namespace for the user", &error);
+    sys::unshare(rustix::thread::UnshareFlags::NEWUSER).map_err(failed)?;
+    let maps = [
+        ("setgroups", "deny".to_owned()),
+        ("uid_map", format!("{} 0 1", identity.uid)),
+        ("gid_map", format!("{} 0 1", identity.gid)),
+    ];
+    for (file, text) in maps {
+        std::fs::write(Path::new("/proc/self").join(file), text).map_err(failed)?;
+    }
+    Ok(())
 }
 
 fn become_user(identity: &Identity) -> Result<(), Errno> {

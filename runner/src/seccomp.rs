@@ -5,21 +5,43 @@
 //! pointers, behind the same entry point) does not exist here. Numbers that are newer than the profile answer ENOSYS, so that a C
 //! library falls back to what it used before.
 
+mod notified;
 mod table;
 
 use crate::sys::Instruction;
+pub(crate) use notified::{Call, How, Kind, What, call};
+use notified::{When, when};
 use table::{NEWEST, Rule, TABLE};
 
-/// The whole filter for this architecture.
-pub(crate) fn program() -> Vec<Instruction> {
-    #[cfg(target_arch = "x86_64")]
-    return program_for(&[
-        Architecture { id: AUDIT_ARCH_X86_64, numbers: numbers(|row| row.2), closed_from: Some(X32_BIT) },
-        Architecture { id: AUDIT_ARCH_I386, numbers: numbers(|row| row.3), closed_from: None },
-    ]);
-    #[cfg(target_arch = "aarch64")]
-    return program_for(&[Architecture { id: AUDIT_ARCH_AARCH64, numbers: numbers(|row| row.4), closed_from: None }]);
+/// What a filter is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Purpose {
+    /// Only the calls of the list may be made.
+    pub(crate) listed: bool,
+    /// The supervisor is told of what it has to record.
+    pub(crate) recorded: bool,
+    /// It is also asked what files are, so as to tell the recorded owners.
+    pub(crate) shown: bool,
 }
+
+/// The architecture of kiln itself.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const NATIVE: u32 = AUDIT_ARCH_X86_64;
+#[cfg(target_arch = "aarch64")]
+pub(crate) const NATIVE: u32 = AUDIT_ARCH_AARCH64;
+
+/// The whole filter for this architecture.
+pub(crate) fn program(purpose: Purpose) -> Vec<Instruction> {
+    program_for(ARCHITECTURES, purpose)
+}
+
+#[cfg(target_arch = "x86_64")]
+const ARCHITECTURES: &[Architecture] = &[
+    Architecture { id: AUDIT_ARCH_X86_64, column: |row| row.2, closed_from: Some(X32_BIT) },
+    Architecture { id: AUDIT_ARCH_I386, column: |row| row.3, closed_from: None },
+];
+#[cfg(target_arch = "aarch64")]
+const ARCHITECTURES: &[Architecture] = &[Architecture { id: AUDIT_ARCH_AARCH64, column: |row| row.4, closed_from: None }];
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("the system call numbers of this architecture are not in seccomp/table.rs yet");
@@ -37,25 +59,37 @@ const X32_BIT: u32 = 0x4000_0000;
 /// One way into the kernel.
 struct Architecture {
     id: u32,
-    /// What it allows, by number.
-    numbers: Vec<(u32, Rule)>,
+    /// Its numbers in the table.
+    column: fn(&table::Row) -> i32,
     /// Numbers from here on don't exist.
     closed_from: Option<u32>,
+}
+
+impl Architecture {
+    fn of(id: u32) -> Option<&'static Architecture> {
+        ARCHITECTURES.iter().find(|architecture| architecture.id == id)
+    }
+
+    /// What is done with the numbers that the table has, sorted.
+    fn numbers(&self, purpose: Purpose) -> Vec<(u32, Verdict)> {
+        let verdict = |row: &table::Row| match when(row.0, purpose) {
+            Some(when) => Verdict::Tell(when),
+            _ if purpose.listed => Verdict::Rule(row.1),
+            _ => Verdict::Rule(Rule::Allow),
+        };
+        let numbered = |row: &table::Row| u32::try_from((self.column)(row)).ok().map(|number| (number, verdict(row)));
+        let mut numbers: Vec<(u32, Verdict)> = TABLE.iter().filter_map(numbered).collect();
+        numbers.sort_unstable_by_key(|(number, _)| *number);
+        numbers
+    }
 }
 
 /// What is to be done with a range of numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Rule(Rule),
+    Tell(When),
     Deny,
-}
-
-/// The rows that exist on one architecture, by number.
-fn numbers(column: impl Fn(&table::Row) -> i32) -> Vec<(u32, Rule)> {
-    let mut numbers: Vec<(u32, Rule)> =
-        TABLE.iter().filter_map(|row| u32::try_from(column(row)).ok().map(|number| (number, row.1))).collect();
-    numbers.sort_unstable_by_key(|(number, _)| *number);
-    numbers
 }
 
 /// Offsets in `struct seccomp_data` (linux/seccomp.h); of arguments the low half, both supported architectures being little-endian.
@@ -65,46 +99,50 @@ const ARGUMENT_0: u32 = 16;
 const ARGUMENT_1: u32 = 24;
 
 const RETURN_ALLOW: u32 = 0x7fff_0000;
+const RETURN_NOTIFY: u32 = 0x7fc0_0000;
 const RETURN_ERRNO: u32 = 0x0005_0000;
 const EPERM: u32 = RETURN_ERRNO | libc::EPERM as u32;
 const ENOSYS: u32 = RETURN_ERRNO | libc::ENOSYS as u32;
 
-fn program_for(architectures: &[Architecture]) -> Vec<Instruction> {
+fn program_for(architectures: &[Architecture], purpose: Purpose) -> Vec<Instruction> {
     let mut program = vec![load(ARCHITECTURE)];
-    for Architecture { id, numbers, closed_from } in architectures {
+    for architecture in architectures {
         let mut body = vec![load(NUMBER)];
-        if let Some(bit) = closed_from {
-            body.extend([jump(JGE, *bit, 0, 1), ret(ENOSYS)]);
+        if let Some(bit) = architecture.closed_from {
+            // Who may make every call may still make none of which the supervisor would not be told.
+            body.extend([jump(JGE, bit, 0, 1), ret(ENOSYS)]);
         }
-        body.extend(search(&ranges(numbers)));
+        body.extend(search(&ranges(&architecture.numbers(purpose), purpose.listed)));
         // A jump reaches 255 instructions; the unconditional one reaches everywhere.
-        program.extend([jump(JEQ, *id, 1, 0), jump(JA, body.len() as u32, 0, 0)]);
+        program.extend([jump(JEQ, architecture.id, 1, 0), jump(JA, body.len() as u32, 0, 0)]);
         program.extend(body);
     }
-    program.push(ret(EPERM));
+    program.push(ret(if purpose.listed { EPERM } else { RETURN_ALLOW }));
     program
 }
 
 /// Sorted starts of ranges, each reaching to the next: first number and verdict. The last range reaches to the end.
-fn ranges(numbers: &[(u32, Rule)]) -> Vec<(u32, Verdict)> {
-    let mut ranges: Vec<(u32, Verdict)> = vec![(0, Verdict::Deny)];
+fn ranges(numbers: &[(u32, Verdict)], listed: bool) -> Vec<(u32, Verdict)> {
+    let allow = Verdict::Rule(Rule::Allow);
+    let (between, newer) = if listed { (Verdict::Deny, Verdict::Rule(Rule::Missing)) } else { (allow, allow) };
+    let mut ranges: Vec<(u32, Verdict)> = vec![(0, between)];
     let mut push = |start: u32, verdict: Verdict| match ranges.last_mut() {
         Some(last) if last.1 == verdict => {}
         Some(last) if last.0 == start => last.1 = verdict,
         _ => ranges.push((start, verdict)),
     };
     let mut next = 0;
-    for (number, rule) in numbers {
+    for (number, verdict) in numbers {
         if *number > next {
-            push(next, Verdict::Deny);
+            push(next, between);
         }
-        push(*number, Verdict::Rule(*rule));
+        push(*number, *verdict);
         next = number + 1;
     }
     if next <= NEWEST {
-        push(next, Verdict::Deny);
+        push(next, between);
     }
-    push(NEWEST + 1, Verdict::Rule(Rule::Missing));
+    push(NEWEST + 1, newer);
     ranges
 }
 
@@ -128,6 +166,15 @@ fn search(ranges: &[(u32, Verdict)]) -> Vec<Instruction> {
 fn decide(verdict: Verdict) -> Vec<Instruction> {
     match verdict {
         Verdict::Deny => vec![ret(EPERM)],
+        Verdict::Tell(When::Always) => vec![ret(RETURN_NOTIFY)],
+        Verdict::Tell(When::Creates(index)) => {
+            // O_CREAT and __O_TMPFILE, the same on all architectures of the table.
+            vec![load(ARGUMENT_0 + 8 * index), jump(JSET, 0x40_0040, 0, 1), ret(RETURN_NOTIFY), ret(RETURN_ALLOW)]
+        }
+        Verdict::Tell(When::ByPath(index)) => {
+            // AT_EMPTY_PATH.
+            vec![load(ARGUMENT_0 + 8 * index), jump(JSET, 0x1000, 0, 1), ret(RETURN_ALLOW), ret(RETURN_NOTIFY)]
+        }
         Verdict::Rule(Rule::Allow) => vec![ret(RETURN_ALLOW)],
         Verdict::Rule(Rule::Missing) => vec![ret(ENOSYS)],
         Verdict::Rule(Rule::Socket) => {

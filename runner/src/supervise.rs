@@ -13,16 +13,16 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions};
-use rustix::termios::Winsize;
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::init;
 use crate::mount::Sandbox;
 use crate::plan::{Namespace, Plan};
+use crate::record::{self, Handover, Preparation, Server};
 use crate::sys::{self, Fork};
 use crate::walk::open_directory;
-use crate::wire::{self, Ending, Failure, Incoming, KILL, Report, SIGNAL, TERMINATE};
+use crate::wire::{self, Ending, Failure, KILL, Report, TERMINATE};
 
 /// The name under which the supervisor is executed; `take_over` knows it by that.
 pub(crate) const NAME: &str = "kiln-sandbox";
@@ -32,8 +32,6 @@ pub(crate) const NAME: &str = "kiln-sandbox";
 pub(crate) struct Assignment {
     pub(crate) plan: Plan,
     pub(crate) group: Vec<GroupPlace>,
-    /// Rows and columns of the command's terminal.
-    pub(crate) window: Option<(u16, u16)>,
 }
 
 /// Where the command's process joins its control group.
@@ -80,9 +78,7 @@ fn try_supervise() -> io::Result<()> {
     rustix::stdio::dup2_stdin(&null)?;
     // From before the root changes; shows the host's pids.
     let host_proc = open_directory(rustix::fs::CWD, "/proc".as_ref())?;
-    let mut descriptors = Vec::new();
-    let mut incoming = Incoming { socket: &kiln, descriptors: &mut descriptors };
-    let Some(Assignment { plan, group, window }) = wire::receive::<Assignment>(&mut incoming)? else { return Ok(()) };
+    let Some(Assignment { plan, group }) = wire::receive::<Assignment>(&mut kiln)? else { return Ok(()) };
     // Had kiln died before the first line above, no signal would come; but then its end of the socket is closed.
     if has_hung_up(&kiln)? {
         return Ok(());
@@ -90,23 +86,21 @@ fn try_supervise() -> io::Result<()> {
     let _ = rustix::process::setsid();
     rustix::process::umask(Mode::empty());
 
+    let recording = match plan.command.recorder.as_ref().map(|recorder| record::prepare(recorder, host_proc.as_fd())).transpose()
+    {
+        Ok(recording) => recording,
+        Err(errno) => {
+            return wire::send(&mut kiln, &Report::Failed(setup("make ready to record owners", &errno.into())));
+        }
+    };
+    let (preparation, handover) = recording.unzip();
     let mut sandbox = Sandbox::default();
-    sandbox.input = descriptors.pop();
     let made = namespaces(&plan.namespaces).and_then(|()| plan.outside.iter().try_for_each(|step| sandbox.act(step)));
     if !sandbox.stubs.is_empty() {
         wire::send(&mut kiln, &Report::Stubs(std::mem::take(&mut sandbox.stubs)))?;
     }
-    if let Some(master) = sandbox.terminal.as_mut().and_then(|terminal| terminal.master.take()) {
-        if let Some((ws_row, ws_col)) = window {
-            let _ = rustix::termios::tcsetwinsize(&master, Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 });
-        }
-        wire::send_with(&mut kiln, &Report::Terminal, master.as_fd())?;
-    }
-    let started = made.and_then(|()| start(&plan, &mut sandbox, &group));
-    // The command alone holds its end of what is read and shown, so that the other end learns when it lets go.
-    (sandbox.terminal, sandbox.input) = (None, None);
-    let report = match started {
-        Ok(child) => watch(child, &mut kiln, &host_proc)?,
+    let report = match made.and_then(|()| start(&plan, &mut sandbox, &group, handover)) {
+        Ok(child) => watch(child, &mut kiln, &host_proc, &sandbox, preparation)?,
         Err(failure) => Some(Report::Failed(failure)),
     };
     match report {
@@ -142,7 +136,7 @@ struct Child {
     failure: OwnedFd,
 }
 
-fn start(plan: &Plan, sandbox: &mut Sandbox, groups: &[GroupPlace]) -> Result<Child, Failure> {
+fn start(plan: &Plan, sandbox: &mut Sandbox, groups: &[GroupPlace], handover: Option<Handover>) -> Result<Child, Failure> {
     let Groups { tasks, directory } = join_groups(groups)?;
     let (failure, failure_end) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|errno| setup("make a pipe", &errno.into()))?;
@@ -160,7 +154,7 @@ fn start(plan: &Plan, sandbox: &mut Sandbox, groups: &[GroupPlace]) -> Result<Ch
                 Err(errno) if *required => Some(setup("join the control group", &errno.into())),
                 _ => None,
             };
-            let failure = tasks.iter().find_map(join).unwrap_or_else(|| init::become_command(plan, sandbox));
+            let failure = tasks.iter().find_map(join).unwrap_or_else(|| init::become_command(plan, sandbox, handover));
             let _ = wire::send(&mut std::fs::File::from(failure_end), &failure);
             crate::leave(127)
         }
@@ -194,21 +188,44 @@ fn join_groups(places: &[GroupPlace]) -> Result<Groups, Failure> {
 }
 
 /// Waits for the command's end and passes kiln's wishes on. `None` when kiln is gone.
-fn watch(child: Child, kiln: &mut UnixStream, host_proc: &OwnedFd) -> io::Result<Option<Report>> {
+fn watch(
+    child: Child,
+    kiln: &mut UnixStream,
+    host_proc: &OwnedFd,
+    sandbox: &Sandbox,
+    mut preparation: Option<Preparation>,
+) -> io::Result<Option<Report>> {
     // The command holds the streams now; a reader must see their end when the command's last process closes them.
     let null = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
-    let mut killed_instead = None;
+    let mut recording: Option<Server> = None;
+    let mut finished: Option<Server> = None;
     loop {
-        let mut ready = [PollFd::new(&child.pidfd, PollFlags::IN), PollFd::new(kiln, PollFlags::IN)];
+        let mut ready = vec![PollFd::new(&child.pidfd, PollFlags::IN), PollFd::new(kiln, PollFlags::IN)];
+        let third = recording.as_ref().map(AsFd::as_fd).or(preparation.as_ref().map(AsFd::as_fd));
+        ready.extend(third.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         match rustix::event::poll(&mut ready, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
         let (ended, spoken) = (!ready[0].revents().is_empty(), !ready[1].revents().is_empty());
+        let called = ready.get(2).map_or(PollFlags::empty(), |fd| fd.revents());
         if ended {
             break;
+        }
+        match (&mut recording, called.is_empty()) {
+            (_, true) => {}
+            (Some(server), _) if called.contains(PollFlags::IN) => server.serve(),
+            // The last process under the filter is gone; the descriptor has nothing more to say.
+            (Some(_), _) => finished = recording.take(),
+            (None, _) => {
+                if let Some(preparation) = preparation.take() {
+                    let (root, upper) = (sandbox.root()?, sandbox.layer()?);
+                    // A command that can't be recorded would get ENOSYS for an answer to all that is.
+                    recording = preparation.receive(root, upper)?;
+                }
+            }
         }
         if spoken {
             let mut wish = [0];
@@ -217,10 +234,6 @@ fn watch(child: Child, kiln: &mut UnixStream, host_proc: &OwnedFd) -> io::Result
                     let _ = rustix::process::pidfd_send_signal(&child.pidfd, Signal::KILL);
                     let _ = rustix::process::waitpid(Some(child.pid), WaitOptions::empty());
                     return Ok(None);
-                }
-                _ if wish[0] == SIGNAL => {
-                    kiln.read_exact(&mut wish)?;
-                    killed_instead = pass_on(i32::from(wish[0]), &child, host_proc).or(killed_instead);
                 }
                 _ => obey(wish[0], &child, host_proc),
             }
@@ -235,12 +248,15 @@ fn watch(child: Child, kiln: &mut UnixStream, host_proc: &OwnedFd) -> io::Result
             Ok(None) => return Err(io::ErrorKind::InvalidData.into()),
         }
     };
+    if let Some(server) = recording.or(finished) {
+        let identity = server.identity();
+        wire::send(kiln, &Report::Recorded { owners: server.into_owners(), identity })?;
+    }
     if let Some(failure) = wire::receive::<Failure>(&mut std::fs::File::from(child.failure))? {
         return Ok(Some(Report::Failed(failure)));
     }
     Ok(Some(Report::Ended(match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => Ending::Exited(code),
-        (None, Some(signal)) if signal == Signal::KILL.as_raw() => Ending::Signaled(killed_instead.unwrap_or(signal)),
         (None, Some(signal)) => Ending::Signaled(signal),
         (None, None) => Ending::Signaled(0),
     })))
@@ -250,7 +266,7 @@ fn obey(wish: u8, child: &Child, host_proc: &OwnedFd) {
     let signal = match wish {
         // A pid namespace's first process does not get a signal that it has no handler for, though anywhere else SIGTERM would
         // end it. So that the grace period is only spent on those that use it, it is ended here.
-        TERMINATE if is_left_at_default(Signal::TERM.as_raw(), child, host_proc) => Signal::KILL,
+        TERMINATE if would_die_of_terminate(child, host_proc) => Signal::KILL,
         TERMINATE => Signal::TERM,
         KILL => Signal::KILL,
         _ => return,
@@ -258,35 +274,8 @@ fn obey(wish: u8, child: &Child, host_proc: &OwnedFd) {
     let _ = rustix::process::pidfd_send_signal(&child.pidfd, signal);
 }
 
-/// Gives the command a signal that kiln got. Answers the signal when the command had to be killed in its place, see [`obey`].
-fn pass_on(number: i32, child: &Child, host_proc: &OwnedFd) -> Option<i32> {
-    let signal = Signal::from_named_raw(number)?;
-    match signal {
-        // A shell stops and continues all processes of a job.
-        Signal::TSTP => everybody(Signal::STOP),
-        Signal::CONT => everybody(Signal::CONT),
-        Signal::TERM | Signal::INT | Signal::HUP | Signal::QUIT | Signal::USR1 | Signal::USR2
-            if is_left_at_default(number, child, host_proc) =>
-        {
-            let _ = rustix::process::pidfd_send_signal(&child.pidfd, Signal::KILL);
-            return Some(number);
-        }
-        _ => drop(rustix::process::pidfd_send_signal(&child.pidfd, signal)),
-    }
-    None
-}
-
-/// Signals every process of the sandbox but this one.
-fn everybody(signal: Signal) {
-    // To -1, which for the first process of a pid namespace are all others in it, and only those; for anyone else it would be far
-    // too many.
-    if rustix::process::getpid() == Pid::INIT {
-        let _ = rustix::process::kill_process_group(Pid::INIT, signal);
-    }
-}
-
-/// Is the signal neither caught nor ignored? Unknown counts as no.
-fn is_left_at_default(signal: i32, child: &Child, host_proc: &OwnedFd) -> bool {
+/// Is SIGTERM neither caught nor ignored? Unknown counts as no.
+fn would_die_of_terminate(child: &Child, host_proc: &OwnedFd) -> bool {
     use std::os::fd::AsRawFd;
     let read = |path: String| -> Option<String> {
         let fd = rustix::fs::openat(host_proc, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
@@ -302,7 +291,8 @@ fn is_left_at_default(signal: i32, child: &Child, host_proc: &OwnedFd) -> bool {
         let pid = field(&read(format!("self/fdinfo/{}", child.pidfd.as_raw_fd()))?, "Pid:")?;
         let status = read(format!("{pid}/status"))?;
         let mask = |name: &str| u64::from_str_radix(&field(&status, name)?, 16).ok();
-        Some((mask("SigCgt:")? | mask("SigIgn:")?) & 1u64 << (signal - 1) == 0)
+        let terminate = 1u64 << (Signal::TERM.as_raw() - 1);
+        Some((mask("SigCgt:")? | mask("SigIgn:")?) & terminate == 0)
     };
     reads_as_default().unwrap_or(false)
 }

@@ -1,5 +1,7 @@
-//! The few calls that no crate offers in a safe form: the only file of kiln with `unsafe` in it.
+//! The few calls that no crate offers in a safe form: with the files below `sys/` the only ones of kiln with `unsafe` in them.
 #![allow(unsafe_code)]
+
+mod notify;
 
 use std::ffi::CString;
 use std::io;
@@ -9,6 +11,10 @@ use std::ptr;
 use rustix::mount::MountAttrFlags;
 use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
+
+pub(crate) use notify::{
+    Answer, Listener, Notification, load_filter_with_listener, read_memory, status, status_extended, write_memory,
+};
 
 /// What [`fork`] made of the process.
 pub(crate) enum Fork {
@@ -145,17 +151,6 @@ pub(crate) fn add_mount_attributes(mount: BorrowedFd<'_>, set: MountAttrFlags) -
     .map(drop)
 }
 
-/// Has every signal that asks or tells something ignored.
-pub(crate) fn ignore_signals() {
-    // The kernel's `struct sigaction`: handler SIG_IGN, no flags, no restorer, nothing masked.
-    let ignore = [libc::SIG_IGN as u64, 0, 0, 0];
-    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU] {
-        // SAFETY: the kernel reads one `struct sigaction`, 32 bytes on 64-bit machines, which lives through the call; SIG_IGN runs no
-        // code of ours.
-        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, ignore.as_ptr(), ptr::null_mut::<u64>(), size_of::<u64>()) };
-    }
-}
-
 /// Gives every signal its default action and unblocks all.
 pub(crate) fn reset_signals() {
     // The kernel's `struct sigaction` and signal set: handler SIG_DFL, no flags, no restorer, nothing masked.
@@ -189,6 +184,11 @@ pub(crate) struct Instruction {
 
 /// Puts this thread and its children under a seccomp filter.
 pub(crate) fn load_filter(program: &[Instruction]) -> io::Result<()> {
+    set_filter(program, 0).map(drop)
+}
+
+/// Loads a filter; the result is a descriptor if the flags ask for one.
+fn set_filter(program: &[Instruction], flags: libc::c_ulong) -> io::Result<libc::c_long> {
     #[repr(C)]
     struct Program {
         length: u16,
@@ -197,7 +197,7 @@ pub(crate) fn load_filter(program: &[Instruction]) -> io::Result<()> {
     let length = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = Program { length, instructions: program.as_ptr() };
     // SAFETY: `Program` is `struct sock_fprog`, `Instruction` is `struct sock_filter`; the kernel copies `length` of them.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })
 }
 
 /// Replaces this process; returns only the reason why it could not.

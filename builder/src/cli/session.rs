@@ -103,9 +103,9 @@ impl Session {
         Ok(Mode::Auto)
     }
 
-    /// Docker's and podman's files, where credentials are.
+    /// Docker's `config.json`, where credentials are.
     pub(crate) fn credentials(&self) -> CredentialStore {
-        CredentialStore::from_files(self.environment.credential_files())
+        self.environment.docker_config().map_or_else(CredentialStore::anonymous, CredentialStore::from_docker_config)
     }
 
     /// A client for registries. It reads and connects only when it is used.

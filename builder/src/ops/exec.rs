@@ -94,8 +94,11 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
             readonly: true,
         });
     }
-    spec.recorder = (engine.store.form().owners == Ownership::Recorded)
-        .then(|| Recorder { owner_attribute: OWNER_ATTRIBUTE.to_owned(), node_attribute: NODE_ATTRIBUTE.to_owned() });
+    spec.recorder = (engine.store.form().owners == Ownership::Recorded).then(|| Recorder {
+        owner_attribute: OWNER_ATTRIBUTE.to_owned(),
+        node_attribute: NODE_ATTRIBUTE.to_owned(),
+        show: true,
+    });
     let mut tail = Vec::new();
     let outcome = run(&spec, engine.host(), setting.cancel, &mut |_, data| {
         task.log(data);

@@ -9,10 +9,10 @@ mod files;
 mod groups;
 mod image;
 mod mounts;
+mod owners;
 mod process;
 mod rights;
 mod support;
-mod terminal;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -45,9 +45,8 @@ fn main() {
             long_layer_paths volatile_upper_becomes_a_lower older_overlay_calls missing_layer run_is_in_the_layer kept_mount_points;
         mounts: binds overlays tmpfs inline_files inline_files_are_not_swapped subpaths_stay_inside targets_behind_links targets_that_are_refused
             nothing_is_left_in_the_layer;
+        owners: smoke figures;
         groups: memory processors parents limits_that_are_refused;
-        terminal: terminal terminals_are_filtered_too last_words_in_a_terminal failures_in_a_terminal signals_are_passed_on
-            read_only_root;
         endings: daemons_are_gone killed_parent killed_at_any_moment killed_supervisor cancel_is_passed_on cancel_without_handler
             cancel_twice cancel_after_grace cancelled_before process_limit parallel_runs;
     };

@@ -69,6 +69,9 @@ pub struct Ran {
     pub result: Result<Status, RunError>,
     pub out: String,
     pub err: String,
+    /// As in the outcome, if there is one.
+    pub owners: Vec<(u64, u32, u32)>,
+    pub identity: Option<(u32, u32)>,
 }
 
 impl Step {
@@ -140,7 +143,9 @@ impl Step {
             watch(stream, &String::from_utf8_lossy(bytes));
         });
         let text = |bytes| String::from_utf8(bytes).unwrap();
-        Ran { result: result.map(|outcome| outcome.status), out: text(out), err: text(err) }
+        let (owners, identity) =
+            result.as_ref().map_or_else(|_| (vec![], None), |outcome| (outcome.owners.clone(), outcome.identity));
+        Ran { result: result.map(|outcome| outcome.status), out: text(out), err: text(err), owners, identity }
     }
 }
 
