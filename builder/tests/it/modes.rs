@@ -1,7 +1,12 @@
 //! Every mode builds the same five images: those of `testdata/modes`. One module a mode.
 
+mod chroot;
+mod nested;
+mod none;
+mod one_id;
 mod outer;
 mod root;
+mod rootless;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -26,7 +31,6 @@ const IMAGES: [&str; 5] = ["busybox", "torture", "compile", "users", "apt"];
 enum Alike {
     /// The same digest of the manifest.
     Same,
-    #[allow(dead_code, reason = "until the mode that records owners is built")]
     /// At least 99.9 % of the files have the same owner, mode, type, device number and capabilities.
     Owners,
 }

@@ -1,0 +1,56 @@
+//! Mode F: where nothing is allowed, builds without RUN work, and RUN says what to change.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::BASES;
+use crate::support::container::Container;
+use crate::support::home::{Home, Outcome, finish};
+use crate::support::host::Person;
+use crate::support::skip::skipped;
+
+/// This host can't give the sandbox.
+const HOST: i32 = 5;
+
+/// A build with everything but RUN works; with RUN it fails and says `texts`.
+fn only_run_fails(home: &Home, texts: &[&str], kiln: impl Fn(&[&str]) -> Outcome) {
+    let folder = |path: PathBuf| path.to_str().expect("a temporary folder's name is text").to_owned();
+    home.write("copy/file", "text");
+    let copies = "FROM busybox AS base\nWORKDIR /work\nCOPY --chown=5:6 --chmod=4755 file ./\nFROM busybox\nCOPY --from=base /work/file /x/\n";
+    let copies = folder(home.context("copy", copies));
+    kiln(&["build", "-t", "copies", &copies]).ok();
+    let runs = folder(home.context("run-it", "FROM busybox\nRUN true\n"));
+    kiln(&["build", &runs]).fails(HOST).says(&["Dockerfile:2", ">>> RUN true"]).says(texts);
+    home.left_nothing();
+}
+
+#[test]
+fn a_user_where_user_namespaces_are_off() {
+    let Some(person) = Person::plain("modes::none::a_user_where_user_namespaces_are_off") else { return };
+    let home = Home::of(person);
+    home.mirror(BASES.host());
+    // The setting is one of each user namespace; so in one of the test's own, for kiln that has no rights in it.
+    let id = [person.uid, person.gid].map(|id| id.to_string());
+    let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --inh-caps=-all --ambient-caps=-all --bounding-set=-all \"$@\"";
+    only_run_fails(&home, &["user.max_user_namespaces"], |args| {
+        let inner = home.command();
+        let mut command = Command::new("setpriv");
+        command.args([format!("--reuid={}", id[0]), format!("--regid={}", id[1])]).arg("--clear-groups");
+        command.args(["unshare", "--user", &format!("--map-user={}", id[0]), &format!("--map-group={}", id[1]), "--keep-caps"]);
+        command.args(["sh", "-c", script, "sh"]).arg(home.path("bin/kiln")).args(args);
+        command.env_clear().envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        finish(command.current_dir(home.path("")))
+    });
+}
+
+#[test]
+fn root_of_a_default_container_of_docker() {
+    match Container::docker(&[]) {
+        Err(reason) => skipped("modes::none::root_of_a_default_container_of_docker", &reason),
+        Ok(container) => {
+            let home = Home::new();
+            home.mirror(BASES.host());
+            only_run_fails(&home, &["--isolation=chroot"], |args| container.run(&home, ["kiln"].iter().chain(args)));
+        }
+    }
+}
