@@ -4,9 +4,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use kiln_oci::digest::{ChainId, Digest};
+use kiln_oci::path::ImagePath;
 
+use crate::flat::CollectError;
 use crate::lock::WaitFor;
+use crate::rootdir::FsError;
 use crate::snapshot::LayerId;
+use crate::view::ViewError;
 
 /// The result of a store operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -156,6 +160,14 @@ pub enum Error {
         /// How many images it fits.
         count: usize,
     },
+    /// A command made something in its root file system that no layer can hold.
+    #[error("`{path}` cannot stand in a layer: {reason}")]
+    Unfit {
+        /// What it made.
+        path: ImagePath,
+        /// Why not.
+        reason: &'static str,
+    },
     /// The caller gave up waiting (see [`crate::Store::on_wait`]).
     #[error("interrupted while waiting for {what}")]
     Interrupted {
@@ -179,5 +191,30 @@ impl Error {
     pub(crate) fn io<E: Into<io::Error>>(op: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { op, path, source: source.into() }
+    }
+}
+
+impl From<FsError> for Error {
+    fn from(FsError { operation, path, source }: FsError) -> Self {
+        Self::Io { op: operation, path, source }
+    }
+}
+
+impl From<ViewError> for Error {
+    fn from(error: ViewError) -> Self {
+        match error {
+            ViewError::Fs(error) => error.into(),
+            // What only a path that somebody wrote can lead to.
+            other => Self::Io { op: "read", path: "the layers".into(), source: io::Error::other(other) },
+        }
+    }
+}
+
+impl From<CollectError> for Error {
+    fn from(error: CollectError) -> Self {
+        match error {
+            CollectError::View(error) => error.into(),
+            CollectError::Unfit { path, reason } => Self::Unfit { path, reason },
+        }
     }
 }

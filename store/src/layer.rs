@@ -15,4 +15,4 @@ pub use unpack::{UnpackError, UnpackOptions, UnpackStats, unpack};
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

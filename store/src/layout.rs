@@ -226,6 +226,10 @@ impl LayerDir {
     pub(crate) fn work(&self) -> PathBuf {
         self.0.join("work")
     }
+    /// A copy of the merged tree.
+    pub(crate) fn tree(&self) -> PathBuf {
+        self.0.join("tree")
+    }
     pub(crate) fn unpacked(&self) -> PathBuf {
         self.0.join("unpacked")
     }

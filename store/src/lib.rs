@@ -33,6 +33,7 @@ use std::thread::JoinHandle;
 pub mod blob;
 pub mod cache;
 pub mod error;
+mod flat;
 pub mod form;
 pub mod format;
 pub mod gc;
@@ -60,7 +61,7 @@ pub use image::{ImageRecord, Images};
 pub use lock::{OnWait, WaitFor, Waiting};
 pub use mounts::{MountGuard, Mounts, Sharing};
 pub use owner::Ownership;
-pub use snapshot::{BaseLayer, LayerId, LayerKind, LayerRecord, Layers, PackedBlob, Prepared, Unpack};
+pub use snapshot::{BaseLayer, Copied, LayerId, LayerKind, LayerRecord, Layers, PackedBlob, Prepared, Unpack};
 
 use layout::Layout;
 use lock::Mode;
@@ -89,6 +90,8 @@ struct Inner {
     /// Kept open from the beginning: `syncfs` reports the write-back errors since its descriptor was opened (Linux 5.8).
     root: File,
     lease: File,
+    /// Before the session, in whose folder the trees are.
+    flats: flat::Pool,
     session: Mutex<Option<Arc<Session>>>,
     boot: OnceLock<String>,
     layers: snapshot::Memory,
@@ -158,6 +161,7 @@ impl Store {
             session: Mutex::new(None),
             boot: OnceLock::new(),
             layers: snapshot::Memory::default(),
+            flats: flat::Pool::default(),
             sweep: Mutex::new(sweep),
         };
         Ok(Self { inner: Arc::new(inner), on_wait })
@@ -275,6 +279,10 @@ impl Store {
 
     pub(crate) fn memory(&self) -> &snapshot::Memory {
         &self.inner.layers
+    }
+
+    pub(crate) fn flats(&self) -> &flat::Pool {
+        &self.inner.flats
     }
 
     pub(crate) fn waiter(&self) -> &OnWait {

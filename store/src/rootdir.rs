@@ -168,6 +168,19 @@ impl RootDir {
         }
     }
 
+    /// When the directory itself was made, which tells it from another that was given its inode; `None` where the file system
+    /// doesn't say.
+    pub fn born(&self) -> Result<Option<Timestamp>> {
+        let asked = rustix::fs::StatxFlags::BTIME;
+        match rustix::fs::statx(&self.fd, "", AtFlags::EMPTY_PATH, asked) {
+            Ok(stat) if stat.stx_mask & asked.bits() != 0 => {
+                Ok(Some(Timestamp { secs: stat.stx_btime.tv_sec, nanos: stat.stx_btime.tv_nsec }))
+            }
+            Ok(_) | Err(Errno::NOSYS | Errno::PERM) => Ok(None),
+            Err(e) => Err(self.error("stat", b"", e)),
+        }
+    }
+
     /// The names in the directory, sorted bytewise, without `.` and `..`.
     pub fn names(&self) -> Result<Vec<Vec<u8>>> {
         // A descriptor of its own, so that two threads that list one directory don't share a position.

@@ -20,7 +20,7 @@ use crate::session::{self, DraftDir};
 mod made;
 mod prepare;
 
-pub use prepare::{Prepared, Unpack};
+pub use prepare::{Copied, Prepared, Unpack};
 
 /// The name of a layer: `chain-<hex>` for one that an image brought (the hex digits are its chain id), `n<hex>`, random, for
 /// one that kiln built.

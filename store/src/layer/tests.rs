@@ -23,7 +23,7 @@ pub(super) fn unpacked(tar: &[u8], dest: &Path, parent: &View) -> Result<UnpackS
     unpack(&mut &tar[..], &RootDir::open(dest).unwrap(), parent, &UnpackOptions::default())
 }
 
-pub(super) fn entries(tar: &[u8]) -> Vec<Entry> {
+pub(crate) fn entries(tar: &[u8]) -> Vec<Entry> {
     let mut reader = Reader::new(tar);
     let mut entries = Vec::new();
     while let Some(entry) = reader.next_entry().unwrap() {
@@ -33,7 +33,7 @@ pub(super) fn entries(tar: &[u8]) -> Vec<Entry> {
 }
 
 /// A base to change, a change, and names that its layer must hold (a `-` before one that it must not).
-const CHANGES: &[(&str, &str, &str, &[&str])] = &[
+pub(crate) const CHANGES: &[(&str, &str, &str, &[&str])] = &[
     ("nothing", "touch a", "true", &[]),
     ("new file", "", "echo hi >f; chmod 640 f; chown 3:4 f", &["f"]),
     ("changed file", "mkdir d; echo a >d/f", "echo b >>d/f", &["d/", "d/f"]),
@@ -127,7 +127,7 @@ const CHANGES: &[(&str, &str, &str, &[&str])] = &[
     ("lower hard links, one changed", "echo x >a; ln a b", "rm a", &[".wh.a"]),
 ];
 
-fn tool_missing(script: &str) -> Option<&'static str> {
+pub(crate) fn tool_missing(script: &str) -> Option<&'static str> {
     ["setfattr", "setcap", "setfacl"].into_iter().find(|tool| {
         script.contains(tool)
             && !std::process::Command::new("sh")

@@ -5,16 +5,19 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use kiln_oci::path::ImagePath;
+
 use super::{Known, LayerId, Layers, Stored};
 use crate::Store;
 use crate::error::{Error, Result};
+use crate::flat::{self, Tree};
 use crate::layer::xattr;
 use crate::layout::LayerDir;
 use crate::lock::{TransientLock, WaitFor};
 use crate::owner::{Owner, Ownership};
 use crate::record::{self, Durability};
 use crate::remove;
-use crate::rootdir::{Attrs, FsError};
+use crate::rootdir::{Attrs, FsError, Kind};
 use crate::session::{self, DraftDir};
 use crate::view::ViewError;
 
@@ -41,7 +44,22 @@ pub struct Prepared {
     pub created: Option<String>,
     target: Target,
     draft: DraftDir,
+    tree: Option<Tree>,
     store: Store,
+}
+
+/// A copy of files of a stack of layers, which goes away when this is dropped.
+#[derive(Debug)]
+pub struct Copied {
+    path: PathBuf,
+    _draft: DraftDir,
+}
+
+impl Copied {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 #[derive(Debug)]
@@ -73,6 +91,66 @@ impl Layers<'_> {
             self.ancestry(parent)?;
         }
         self.begin(Vec::new(), |_| Ok(Target::Built { parent: parent.cloned() }))
+    }
+
+    /// Prepares a layer on `parent` with a copy of the merged tree, for where no overlay can be had: the command changes
+    /// [`Prepared::tree`], and [`Prepared::collect`] makes [`Prepared::upper`] of what it did.
+    ///
+    /// The tree of a step that this process has just done is taken over, if this one stands on it.
+    ///
+    /// # Errors
+    /// Those of [`Layers::prepare`].
+    pub fn prepare_copy(&self, parent: Option<&LayerId>) -> Result<Prepared> {
+        let mut prepared = self.prepare(parent)?;
+        let style = self.store.form().whiteouts;
+        let ids = match parent {
+            Some(parent) => self.ancestry(parent)?,
+            None => Vec::new(),
+        };
+        let tree = match self.store.flats().take(&ids) {
+            Some((has, mut tree)) => {
+                let missing: Result<Vec<_>, _> = ids[has..].iter().map(|id| self.store.tree(&self.diff_dir(id))).collect();
+                tree.advance(&missing?, style)?;
+                tree
+            }
+            None => {
+                let draft = super::new_draft(self.store)?;
+                let path = LayerDir(draft.path().to_owned()).tree();
+                session::make_dir(&path, 0o755)?;
+                let index = flat::copy(&self.store.view(&prepared.lowers)?, &self.store.tree(&path)?)?;
+                Tree::new(draft, index)
+            }
+        };
+        prepared.tree = Some(tree);
+        Ok(prepared)
+    }
+
+    /// Copies the file or directory `path` of the merged tree of `layer` and all below it; symbolic links in `path` are followed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with `ENOENT` when there is none; those of [`Layers::prepare`].
+    pub fn copy_out(&self, layer: Option<&LayerId>, path: &ImagePath) -> Result<Copied> {
+        let lowers = match layer {
+            Some(layer) => self.lowers(layer)?,
+            None => Vec::new(),
+        };
+        let view = self.store.view(&lowers)?;
+        let draft = super::new_draft(self.store)?;
+        let to = LayerDir(draft.path().to_owned()).tree();
+        let found = view.resolve(path)?.node;
+        match found {
+            Some(node) if node.kind() != Kind::Dir => {
+                let dir = self.store.tree(draft.path())?;
+                flat::copy_file(&node, &dir, to.file_name().unwrap_or_default().as_encoded_bytes())?;
+            }
+            Some(node) => {
+                session::make_dir(&to, 0o755)?;
+                flat::copy_below(&node.opened()?, &self.store.tree(&to)?)?;
+            }
+            None if path.is_root() => session::make_dir(&to, 0o755)?,
+            None => return Err(Error::io("find", Path::new(path.as_os_str()))(rustix::io::Errno::NOENT)),
+        }
+        Ok(Copied { path: to, _draft: draft })
     }
 
     /// Begins to unpack a base layer, whose parents are unpacked, unless its tree is there. Waits for another process that
@@ -112,7 +190,7 @@ impl Layers<'_> {
             }
         }
         let target = target(&draft)?;
-        Ok(Prepared { lowers, upper, work, created: None, target, draft, store: self.store.clone() })
+        Ok(Prepared { lowers, upper, work, created: None, target, draft, tree: None, store: self.store.clone() })
     }
 }
 
@@ -132,6 +210,22 @@ impl Prepared {
         super::made::record(&upper, &self.store.view(&self.lowers)?, self.store.form().whiteouts, seen, maker)
     }
 
+    /// The copy of the merged tree, if there is one ([`Layers::prepare_copy`]).
+    pub fn tree(&self) -> Option<PathBuf> {
+        self.tree.as_ref().map(Tree::path)
+    }
+
+    /// Moves what the command changed in the copy of the merged tree, if there is one, to [`Prepared::upper`]. Once, when nothing
+    /// writes any more.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`], [`Error::Io`].
+    pub fn collect(&mut self) -> Result<()> {
+        let Some(tree) = &mut self.tree else { return Ok(()) };
+        let store = &self.store;
+        Ok(tree.collect(&store.view(&self.lowers)?, &store.tree(&self.upper)?, store.form().whiteouts)?)
+    }
+
     /// Gives the tree its place in the store. Relaxed: it costs no sync; see [`Store::make_durable`].
     ///
     /// Nothing may be mounted on it or write into it any more.
@@ -139,7 +233,7 @@ impl Prepared {
     /// # Errors
     /// [`Error::Io`]; the tree is removed then.
     pub fn commit(self) -> Result<LayerId> {
-        let Self { work, target, draft, store, upper, created, .. } = self;
+        let Self { work, target, draft, store, upper, created, tree, .. } = self;
         remove::tree(&work, &store.layout().trash())?;
         match target {
             Target::Built { parent } => {
@@ -149,6 +243,9 @@ impl Prepared {
                 fs::write(&path, record::seal(&stored, &path)?).map_err(Error::io("write", &path))?;
                 draft.rename_to(store.layout().layer(&id).path())?;
                 store.memory().put(&id, Known { stored: stored.into(), unpacked: true });
+                if let Some(tree) = tree {
+                    store.flats().put(id.clone(), tree);
+                }
                 Ok(id)
             }
             Target::Base { id, _lock } => {
