@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use kiln_registry_client::Client;
 use kiln_runner::{Cancel, Entered, Ground, GroupLimits, Host, Mode, Snapshots};
 use kiln_store::layer::whiteout::WhiteoutStyle;
-use kiln_store::{Ownership, Store, TreeForm, Trees};
+use kiln_store::{LayerId, Ownership, Prepared, Store, TreeForm, Trees};
 
 use crate::error::Error;
 use crate::event::Events;
@@ -47,6 +47,20 @@ impl Engine {
             }
             host
         })
+    }
+
+    /// Prepares a layer above `parent` for a command, which sees the merged tree as an overlay or, where there's none, as a copy.
+    pub(crate) fn prepare(&self, parent: Option<&LayerId>) -> Result<Prepared, Error> {
+        let layers = self.store.layers();
+        Ok(match self.ground.snapshots {
+            Snapshots::Overlay => layers.prepare(parent)?,
+            Snapshots::Copy => layers.prepare_copy(parent)?,
+        })
+    }
+
+    /// How the trees that commands see are made of layers.
+    pub(crate) fn snapshots(&self) -> Snapshots {
+        self.ground.snapshots
     }
 
     /// An error once somebody wants everything to end.

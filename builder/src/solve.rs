@@ -559,7 +559,7 @@ impl Step<'_> {
                 }
             });
         }
-        let mut prepared = engine.store.layers().prepare(parent.layer.as_ref())?;
+        let mut prepared = engine.prepare(parent.layer.as_ref())?;
         let setting = exec::Setting {
             platform,
             shm_size: self.work.shm_size,
@@ -572,6 +572,7 @@ impl Step<'_> {
         };
         let since = file::timestamp(SystemTime::now());
         exec::exec(engine, op, &prepared, &setting, task)?;
+        prepared.collect()?;
         let upper = engine.store.tree(&prepared.upper)?;
         let diff =
             crate::ops::settle::settle(&upper, &engine.store.view(&prepared.lowers)?, since, engine.store.form().whiteouts)?;

@@ -149,10 +149,9 @@ impl Tree {
     }
 
     /// Brings a tree that waited up to date: it has all below `layers`, the bottom first.
-    pub(crate) fn advance(&mut self, layers: &[RootDir], style: WhiteoutStyle) -> Result<(), ViewError> {
-        let tree = RootDir::open(&self.path())?;
+    pub(crate) fn advance(&mut self, tree: &RootDir, layers: &[RootDir], style: WhiteoutStyle) -> Result<(), ViewError> {
         for layer in layers {
-            grow(layer, &tree, &mut self.index, style)?;
+            grow(layer, tree, &mut self.index, style)?;
         }
         self.since = next_tick();
         Ok(())
@@ -164,9 +163,14 @@ impl Tree {
     }
 
     /// Moves what differs from `parent` into `upper` ([`collect`]).
-    pub(crate) fn collect(&mut self, parent: &View, upper: &RootDir, style: WhiteoutStyle) -> Result<(), CollectError> {
-        let tree = RootDir::open(&self.path()).map_err(ViewError::from)?;
-        collect(&tree, &mut self.index, self.since, parent, upper, style)
+    pub(crate) fn collect(
+        &mut self,
+        tree: &RootDir,
+        parent: &View,
+        upper: &RootDir,
+        style: WhiteoutStyle,
+    ) -> Result<(), CollectError> {
+        collect(tree, &mut self.index, self.since, parent, upper, style)
     }
 }
 

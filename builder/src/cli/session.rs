@@ -10,7 +10,7 @@ use kiln::engine::{Engine, trees};
 use kiln::error::Error;
 use kiln::event::Events;
 use kiln_registry_client::{Client, CredentialStore, Options, Warnings};
-use kiln_runner::{Cancel, Entered, Ground, Isolation, Wish};
+use kiln_runner::{Cancel, Entered, Ground, Isolation, Snapshots, Wish};
 use kiln_store::Store;
 use kiln_store::lock::{OnWait, Waiting};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -78,7 +78,12 @@ impl Session {
     /// The store of the form that this process makes trees in, and what can be mounted there.
     fn open(&self, on_wait: Arc<OnWait>) -> Result<(Store, Ground), Failure> {
         let root = self.root()?;
-        let ground = Ground::probe(&self.entered, &kiln_store::host_folder(&root)?);
+        let mut ground = Ground::probe(&self.entered, &kiln_store::host_folder(&root)?);
+        match self.environment.text("KILN_SNAPSHOTS").as_deref() {
+            None | Some("auto") => {}
+            Some("copy") => ground.snapshots = Snapshots::Copy,
+            Some(other) => return Err(Failure::usage(format!("KILN_SNAPSHOTS: `{other}` is neither `auto` nor `copy`"))),
+        }
         Ok((Store::open_form(&root, &trees(&self.entered, &ground), on_wait)?, ground))
     }
 

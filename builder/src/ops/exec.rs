@@ -5,16 +5,16 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use kiln_frontend::graph::{CacheMount, ExecOp, MountKind, NetworkMode, SecretMount, SecurityMode, Sharing, SshMount};
+use kiln_frontend::graph::{BindMount, CacheMount, ExecOp, MountKind, NetworkMode, SecretMount, SecurityMode, Sharing, SshMount};
 use kiln_oci::platform::Platform;
 use kiln_runner::{
-    Cancel, GroupLimits, Limit, Mount, MountSource, Network, OverlayUpper, Recorder, RootFs, RunError, RunSpec, Security, Status,
-    run,
+    Cancel, GroupLimits, Limit, Mode, Mount, MountSource, Network, OverlayUpper, Recorder, RootFs, RunError, RunSpec, Security,
+    Snapshots, Status, run,
 };
 use kiln_store::mounts::MountGuard;
 use kiln_store::owner::{NODE_ATTRIBUTE, OWNER_ATTRIBUTE, Owner};
 use kiln_store::rootdir::Attrs;
-use kiln_store::{LayerId, Ownership, Prepared};
+use kiln_store::{Copied, LayerId, Ownership, Prepared};
 use rustix::io::Errno;
 
 use crate::cache_key::Identity;
@@ -60,7 +60,10 @@ pub struct Shown {
 
 /// Runs the command on a fresh layer above `prepared`'s parents; the layer is complete when this returns.
 pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting<'_>, task: &Task) -> Result<(), Error> {
-    let root = RootFs::Overlay { lowers: prepared.lowers.clone(), upper: prepared.upper.clone(), work: prepared.work.clone() };
+    let root = match prepared.tree() {
+        Some(tree) => RootFs::Dir(tree),
+        None => RootFs::Overlay { lowers: prepared.lowers.clone(), upper: prepared.upper.clone(), work: prepared.work.clone() },
+    };
     let mut spec = RunSpec::new(root, op.args.iter().map(OsString::from).collect());
     spec.env = op.env.iter().chain(&op.proxy_env).map(|(k, v)| (k.into(), v.into())).collect();
     spec.cwd = PathBuf::from(op.cwd.as_os_str());
@@ -137,6 +140,7 @@ struct Held {
     guards: Vec<MountGuard>,
     agents: Vec<Forward>,
     scratch: Vec<Prepared>,
+    copies: Vec<Copied>,
     /// Secrets for the command's environment.
     env: Vec<(OsString, OsString)>,
 }
@@ -149,6 +153,11 @@ fn mounts(engine: &Engine, op: &ExecOp, setting: &Setting<'_>, task: &Task, held
         match &mount.kind {
             MountKind::Bind(bind) => {
                 let layer = shown.next().and_then(|shown| shown.layer.clone());
+                if engine.snapshots() == Snapshots::Copy {
+                    let (path, subpath) = copied(engine, layer.as_ref(), bind, held)?;
+                    out.push(Mount { target, source: MountSource::Bind { path }, subpath, readonly: !bind.writable });
+                    continue;
+                }
                 let prepared = engine.store.layers().prepare(layer.as_ref())?;
                 let source = if prepared.lowers.is_empty() {
                     // Of no layers there is no overlay: the fresh folder, which is dropped, is all that an empty root needs.
@@ -188,6 +197,22 @@ fn mounts(engine: &Engine, op: &ExecOp, setting: &Setting<'_>, task: &Task, held
         }
     }
     Ok(out)
+}
+
+/// What a bind mount shows, where there are no overlays: a copy, or the only layer itself where nothing is written to it.
+fn copied(engine: &Engine, layer: Option<&LayerId>, bind: &BindMount, held: &mut Held) -> Result<(PathBuf, PathBuf), Error> {
+    let layers = engine.store.layers();
+    if let Some(layer) = layer
+        && !bind.writable
+        && engine.host().mode != Mode::Chroot
+        && let [only] = &layers.lowers(layer)?[..]
+    {
+        return Ok((only.clone(), PathBuf::from(bind.source.as_os_str())));
+    }
+    let copy = layers.copy_out(layer, &bind.source)?;
+    let path = copy.path().to_owned();
+    held.copies.push(copy);
+    Ok((path, PathBuf::new()))
 }
 
 /// The folder of a cache mount. One that is seeded is another than one that isn't, or is from other files; so is one with

@@ -110,7 +110,8 @@ impl Layers<'_> {
         let tree = match self.store.flats().take(&ids) {
             Some((has, mut tree)) => {
                 let missing: Result<Vec<_>, _> = ids[has..].iter().map(|id| self.store.tree(&self.diff_dir(id))).collect();
-                tree.advance(&missing?, style)?;
+                let dir = self.store.tree(&tree.path())?;
+                tree.advance(&dir, &missing?, style)?;
                 tree
             }
             None => {
@@ -223,7 +224,8 @@ impl Prepared {
     pub fn collect(&mut self) -> Result<()> {
         let Some(tree) = &mut self.tree else { return Ok(()) };
         let store = &self.store;
-        Ok(tree.collect(&store.view(&self.lowers)?, &store.tree(&self.upper)?, store.form().whiteouts)?)
+        let dir = store.tree(&tree.path())?;
+        Ok(tree.collect(&dir, &store.view(&self.lowers)?, &store.tree(&self.upper)?, store.form().whiteouts)?)
     }
 
     /// Gives the tree its place in the store. Relaxed: it costs no sync; see [`Store::make_durable`].
