@@ -124,7 +124,7 @@ impl Client {
     pub fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool> {
         let endpoint = self.registry(repository.domain())?;
         let subject = format!("{repository}@{digest}");
-        let exchange = self.exchange(&endpoint, "look for blob", &subject, Scopes::pull(repository.path()));
+        let exchange = self.exchange(&endpoint, "look for blob", &subject, repository, Scopes::pull(repository.path()));
         Ok(blob::head(&exchange, repository, digest)?.is_some())
     }
 
@@ -140,7 +140,7 @@ impl Client {
         let endpoint = self.registry(repository.domain())?;
         let scopes = Scopes::push(repository.path()).with(from.path(), &["pull"]);
         let subject = format!("{repository}@{digest}");
-        let exchange = self.exchange(&endpoint, "mount blob", &subject, scopes);
+        let exchange = self.exchange(&endpoint, "mount blob", &subject, repository, scopes);
         upload::mount_only(&exchange, repository, digest, from)
     }
 
@@ -176,9 +176,8 @@ impl Client {
         let endpoint = self.registry(repository.domain())?;
         let same = |source: &&Repository| source.domain() == repository.domain() && source.path() != repository.path();
         let sources: Vec<&Repository> = sources.iter().filter(same).collect();
-        let scopes = sources.iter().fold(Scopes::push(repository.path()), |scopes, source| scopes.with(source.path(), &["pull"]));
         let subject = format!("{repository}@{}", descriptor.digest);
-        let exchange = self.exchange(&endpoint, "push blob", &subject, scopes);
+        let exchange = self.exchange(&endpoint, "push blob", &subject, repository, Scopes::push(repository.path()));
         Upload { exchange: &exchange, repository, descriptor, open, progress }.run(&sources)
     }
 
@@ -198,7 +197,7 @@ impl Client {
             ManifestName::Tag(tag) => format!("{repository}:{tag}"),
             ManifestName::Digest => format!("{repository}@{}", Digest::of(bytes)),
         };
-        let exchange = self.exchange(&endpoint, "push manifest", &subject, Scopes::push(repository.path()));
+        let exchange = self.exchange(&endpoint, "push manifest", &subject, repository, Scopes::push(repository.path()));
         manifest::push(&exchange, repository, name, media_type, bytes)
     }
 
@@ -220,7 +219,10 @@ impl Client {
 
     fn check_version(&self, auth: &Auth, action: &'static str, registry: &str) -> Result<()> {
         let endpoint = self.registry(registry)?;
-        let exchange = Exchange { auth, ..self.exchange(&endpoint, action, "", Scopes::default()) };
+        let operation = endpoint.operation(action, "");
+        let (path, scopes) = (String::new(), Scopes::default());
+        let exchange =
+            Exchange { options: &self.options, transport: &self.transport, auth, endpoint: &endpoint, path, scopes, operation };
         let incoming = exchange.patiently(&Ask::new(Method::GET, endpoint.base.clone()))?;
         if incoming.status.is_success() { Ok(()) } else { Err(exchange.error(exchange.refusal(incoming).kind)) }
     }
@@ -242,7 +244,7 @@ impl Client {
         }
         let mut ask = |endpoint: &Endpoint| {
             let scopes = Scopes::pull(&endpoint.path(repository.path()));
-            fetch(&self.exchange(endpoint, action, subject, scopes))
+            fetch(&self.exchange(endpoint, action, subject, repository, scopes))
         };
         let mut passed: Vec<Error> = Vec::new();
         for (position, mirror) in mirrors.iter().enumerate() {
@@ -269,12 +271,20 @@ impl Client {
         })
     }
 
-    fn exchange<'a>(&'a self, endpoint: &'a Endpoint, action: &'static str, subject: &str, scopes: Scopes) -> Exchange<'a> {
+    fn exchange<'a>(
+        &'a self,
+        endpoint: &'a Endpoint,
+        action: &'static str,
+        subject: &str,
+        repository: &Repository,
+        scopes: Scopes,
+    ) -> Exchange<'a> {
         Exchange {
             options: &self.options,
             transport: &self.transport,
             auth: &self.auth,
             endpoint,
+            path: endpoint.path(repository.path()),
             scopes,
             operation: endpoint.operation(action, subject),
         }

@@ -1,4 +1,4 @@
-//! Hides where credentials are kept: Docker's `config.json` and the credential helpers that it names.
+//! Hides where credentials are kept: Docker's `config.json`, podman's `auth.json`, and the credential helpers that they name.
 
 mod docker_config;
 mod helper;
@@ -117,10 +117,14 @@ pub enum Kept {
     Helper(String),
 }
 
-/// Credentials by registry; cheap to clone. Nothing is read before the first lookup.
+/// Credentials by registry and repository; cheap to clone. Nothing is read before the first lookup.
+///
+/// All files have one format. The most specific entry wins: `host/ns/repo` before `host/ns` before `host` (podman's keys), and
+/// among entries for the same thing that of the first file.
 #[derive(Debug, Clone, Default)]
 pub struct CredentialStore {
-    file: Option<Arc<Path>>,
+    /// The first is the one that logins are kept in.
+    files: Arc<[PathBuf]>,
 }
 
 impl CredentialStore {
@@ -131,36 +135,72 @@ impl CredentialStore {
 
     /// The credentials of Docker's `config.json` at `path`; a missing file is an empty one.
     pub fn from_docker_config(path: impl AsRef<Path>) -> Self {
-        Self { file: Some(path.as_ref().into()) }
+        Self::from_files([path.as_ref().to_owned()])
+    }
+
+    /// The credentials of these files, Docker's or podman's. Missing ones are empty; logins are kept in the first.
+    pub fn from_files(files: impl IntoIterator<Item = PathBuf>) -> Self {
+        Self { files: files.into_iter().collect() }
     }
 
     /// The file that logins are kept in.
     pub fn file(&self) -> Option<&Path> {
-        self.file.as_deref()
+        self.files.first().map(PathBuf::as_path)
     }
 
-    /// The credentials for a registry as references name it (`docker.io`, `localhost:5000`); `None` when there are none.
+    /// The credentials for a whole registry as references name it (`docker.io`, `localhost:5000`); `None` when there are none.
     ///
     /// # Errors
-    /// The file is unreadable or malformed, or its credential helper is missing, failed, hung or printed nonsense.
+    /// A file is unreadable or malformed, or its credential helper is missing, failed, hung or printed nonsense.
     pub fn lookup(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
-        let Some(path) = &self.file else { return Ok(None) };
-        let config = DockerConfig::read(path)?;
-        if let Some(name) = config.helper(registry)
-            && let Some(found) = Helper::new(name, path).get(docker_config::key(registry))?
-        {
-            return Ok(Some(found));
-        }
-        config.inline(registry)
+        Ok(self.find(registry)?.map(|(found, _)| found))
     }
 
-    /// Keeps credentials for a registry (`kiln login`): with the credential helper that the file names for it, else in the
-    /// file, which is replaced atomically and readable by its owner only.
+    /// As [`lookup`](Self::lookup), with the file that has (or whose helper has) the credentials.
+    ///
+    /// # Errors
+    /// As [`lookup`](Self::lookup).
+    pub fn find(&self, registry: &str) -> Result<Option<(Credentials, &Path)>, CredentialError> {
+        for path in self.files.iter() {
+            let config = DockerConfig::read(path)?;
+            if let Some(name) = config.helper(registry)
+                && let Some(found) = Helper::new(name, path).get(docker_config::key(registry))?
+            {
+                return Ok(Some((found, path)));
+            }
+            if let Some(found) = config.inline(registry)? {
+                return Ok(Some((found, path)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The credentials of an entry for this repository or for a part of its path (`host/ns/repo`, `host/ns`), the most specific
+    /// first; those of the whole registry are not looked at, and no helper is asked.
+    ///
+    /// # Errors
+    /// As [`lookup`](Self::lookup).
+    pub fn lookup_repository(&self, registry: &str, path: &str) -> Result<Option<Credentials>, CredentialError> {
+        let configs: Vec<DockerConfig> = self.files.iter().map(|file| DockerConfig::read(file)).collect::<Result<_, _>>()?;
+        let mut part = path;
+        while !part.is_empty() {
+            for config in &configs {
+                if let Some(found) = config.scoped(&format!("{registry}/{part}"))? {
+                    return Ok(Some(found));
+                }
+            }
+            part = part.rsplit_once('/').map_or("", |(parent, _)| parent);
+        }
+        Ok(None)
+    }
+
+    /// Keeps credentials for a registry (`kiln login`): with the credential helper that the first file names for it, else in
+    /// that file, which is replaced atomically and readable by its owner only.
     ///
     /// # Errors
     /// As [`lookup`](Self::lookup), and when the file can't be written.
     pub fn store(&self, registry: &str, credentials: &Credentials) -> Result<Kept, CredentialError> {
-        let path = self.file.as_ref().ok_or(CredentialError::NoFile)?;
+        let path = self.file().ok_or(CredentialError::NoFile)?;
         let _lock = docker_config::lock(path)?;
         let mut config = DockerConfig::read(path)?;
         if let Some(name) = config.helper(registry) {
@@ -176,12 +216,12 @@ impl CredentialStore {
         Ok(Kept::File(path.to_path_buf()))
     }
 
-    /// Forgets the credentials for a registry (`kiln logout`); says whether there were any.
+    /// Forgets the credentials that the first file has for a registry (`kiln logout`); says whether there were any.
     ///
     /// # Errors
     /// As [`store`](Self::store).
     pub fn erase(&self, registry: &str) -> Result<bool, CredentialError> {
-        let path = self.file.as_ref().ok_or(CredentialError::NoFile)?;
+        let path = self.file().ok_or(CredentialError::NoFile)?;
         if !path.exists() {
             return Ok(false);
         }

@@ -23,6 +23,8 @@ pub(crate) struct Endpoint {
     /// What mirrors have before each repository's path; empty, or ends with a slash.
     prefix: String,
     pub(crate) mirror: bool,
+    /// Where its identity tokens may go besides.
+    pub(crate) token_service: Option<String>,
     pub(crate) trust: Trust,
 }
 
@@ -40,6 +42,7 @@ impl Endpoint {
             login: registry.to_owned(),
             prefix: String::new(),
             mirror: false,
+            token_service: settings.and_then(|settings| settings.token_service.clone()),
         })
     }
 
@@ -74,6 +77,7 @@ impl Endpoint {
             login: host.to_owned(),
             prefix,
             mirror: true,
+            token_service: settings.and_then(|settings| settings.token_service.clone()),
             trust: trust(settings),
         })
     }

@@ -37,6 +37,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) transport: &'a Transport,
     pub(crate) auth: &'a Auth,
     pub(crate) endpoint: &'a Endpoint,
+    /// The repository's path at this host; empty when it is about none.
+    pub(crate) path: String,
     pub(crate) scopes: Scopes,
     pub(crate) operation: Operation,
 }
@@ -57,6 +59,11 @@ impl Ask {
 }
 
 impl<'a> Exchange<'a> {
+    /// The same operation with other rights.
+    pub(crate) fn with_scopes(&self, scopes: Scopes) -> Self {
+        Self { path: self.path.clone(), scopes, operation: self.operation.clone(), ..*self }
+    }
+
     /// The error that ends this operation.
     pub(crate) fn error(&self, kind: impl Into<ErrorKind>) -> Error {
         Error::new(self.operation.clone(), kind)
@@ -117,7 +124,7 @@ impl<'a> Exchange<'a> {
     ) -> Result<(Incoming<'a>, Option<reqwest::header::HeaderValue>), Fault> {
         let mut used = None;
         if self.endpoint.is_origin_of(&url) {
-            used = self.auth.header(self.transport, self.endpoint, &self.scopes)?;
+            used = self.auth.header(self)?;
             if let Some(header) = &used {
                 headers.insert(AUTHORIZATION, header.clone());
             }
@@ -128,7 +135,7 @@ impl<'a> Exchange<'a> {
 
     /// Takes in a 401; says whether sending the request again makes sense.
     pub(crate) fn challenged(&self, incoming: &Incoming<'_>, used: Option<&reqwest::header::HeaderValue>) -> Result<bool, Fault> {
-        self.auth.challenged(self.transport, self.endpoint, &self.scopes, &incoming.headers, used)
+        self.auth.challenged(self, &incoming.headers, used)
     }
 
     /// What an answer means that is not the one hoped for.
@@ -140,7 +147,7 @@ impl<'a> Exchange<'a> {
             429 => ErrorKind::RateLimited { answer, retry_after },
             403 if answer.has_code("TOOMANYREQUESTS") => ErrorKind::RateLimited { answer, retry_after },
             404 => ErrorKind::NotFound(answer),
-            401 if own => ErrorKind::Unauthorized { answer, with_credentials: self.auth.has_credentials(self.endpoint) },
+            401 if own => ErrorKind::Unauthorized { answer, with_credentials: self.auth.has_credentials(self) },
             403 if own => ErrorKind::Denied(answer),
             401 | 403 => ErrorKind::Elsewhere { target: without_query(&incoming.url), answer },
             _ => ErrorKind::Answered(answer),

@@ -58,6 +58,8 @@ pub struct RegistryOptions {
     pub ca_file: Option<PathBuf>,
     /// Accept any certificate. Whoever sits between can then read the credentials.
     pub insecure_skip_verify: bool,
+    /// The `host[:port]` of the token service that identity tokens may go to, when it has no domain in common with the registry.
+    pub token_service: Option<String>,
 }
 
 /// A host that serves (part of) what a registry serves.

@@ -41,7 +41,10 @@ impl Upload<'_> {
         }
         let mut session = None;
         for source in sources {
-            match mount(self.exchange, self.repository, &self.descriptor.digest, source)? {
+            // Only this request needs a token that also reads from the source; a service that gives none ends the attempt alone.
+            let scopes = self.exchange.scopes.clone().with(source.path(), &["pull"]);
+            let exchange = self.exchange.with_scopes(scopes);
+            match mount(&exchange, self.repository, &self.descriptor.digest, source)? {
                 Some(Session::Mounted) => return Ok(Pushed::Mounted),
                 // A session that a declined link opened will do for the upload; no need to ask the other sources then, for a
                 // registry that answered so either lacks the blob there or never links.

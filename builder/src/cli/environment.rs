@@ -60,13 +60,33 @@ impl Environment {
         folder.or_else(|| Some(self.home()?.join(".docker"))).map(|folder| folder.join("config.json"))
     }
 
+    /// The files that have credentials, the first to ask first; logins are kept in it. `REGISTRY_AUTH_FILE`, which podman's tools
+    /// and their users set, is alone; docker's file comes before podman's, for kiln is used as docker is.
+    pub(crate) fn credential_files(&self) -> Vec<PathBuf> {
+        if let Some(file) = self.raw("REGISTRY_AUTH_FILE") {
+            return vec![file.into()];
+        }
+        let runtime = self.raw("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+        let runtime = runtime.map_or_else(
+            || PathBuf::from(format!("/run/containers/{}/auth.json", rustix::process::geteuid().as_raw())),
+            |folder| folder.join("containers/auth.json"),
+        );
+        let own = self.config_home().map(|folder| folder.join("containers/auth.json"));
+        [self.docker_config(), Some(runtime), own].into_iter().flatten().collect()
+    }
+
+    /// Where a person's settings are.
+    pub(crate) fn config_home(&self) -> Option<PathBuf> {
+        let config = self.raw("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+        config.or_else(|| Some(self.home()?.join(".config")))
+    }
+
     /// The files of kiln's own settings, the later ones weighing more. `true`: it was named and has to be there.
     pub(crate) fn settings(&self) -> Vec<(PathBuf, bool)> {
         if let Some(file) = self.raw("KILN_CONFIG") {
             return vec![(file.into(), true)];
         }
-        let config = self.raw("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-        let user = config.or_else(|| Some(self.home()?.join(".config"))).map(|config| config.join("kiln/kiln.toml"));
+        let user = self.config_home().map(|config| config.join("kiln/kiln.toml"));
         [Some(PathBuf::from("/etc/kiln/kiln.toml")), user].into_iter().flatten().map(|path| (path, false)).collect()
     }
 
@@ -96,6 +116,13 @@ mod tests {
         }
         assert_eq!(Environment::given(&[]).default_root(false), None);
         assert_eq!(Environment::given(&[("DOCKER_CONFIG", "/c")]).docker_config(), Some("/c/config.json".into()));
+        let files = |pairs: &[(&str, &str)]| Environment::given(pairs).credential_files();
+        assert_eq!(files(&[("REGISTRY_AUTH_FILE", "/a"), ("DOCKER_CONFIG", "/c")]), [PathBuf::from("/a")]);
+        let all = files(&[("HOME", "/h"), ("XDG_RUNTIME_DIR", "/r"), ("DOCKER_CONFIG", "/c")]);
+        let want = ["/c/config.json", "/r/containers/auth.json", "/h/.config/containers/auth.json"];
+        assert_eq!(all, want.map(PathBuf::from));
+        let bare = files(&[("HOME", "/h"), ("XDG_CONFIG_HOME", "/x")]);
+        assert!(bare[1].starts_with("/run/containers") && bare[2] == PathBuf::from("/x/containers/auth.json"), "{bare:?}");
         assert_eq!(Environment::given(&[("KILN_CONFIG", "k.toml")]).settings(), [("k.toml".into(), true)]);
     }
 }

@@ -161,7 +161,12 @@ fn read_keys(keys: &mut dyn Read) -> io::Result<Option<String>> {
 /// `kiln logout`.
 pub(crate) fn logout(session: &Session, args: &LogoutArgs) -> Result<(), Failure> {
     let server = server(args.server.as_deref());
-    match session.credentials().erase(&server)? {
+    let credentials = session.credentials();
+    let erased = credentials.erase(&server)?;
+    if let Some((_, file)) = credentials.find(&server)? {
+        warn(&format!("there still are credentials for {server} in {}", file.display()));
+    }
+    match erased {
         true => write_stdout(&format!("Removing login credentials for {server}\n")),
         false => write_stdout(&format!("Not logged in to {server}\n")),
     }

@@ -108,9 +108,9 @@ impl Session {
         Ok(Mode::Auto)
     }
 
-    /// Docker's `config.json`, where credentials are.
+    /// Docker's and podman's files, where credentials are.
     pub(crate) fn credentials(&self) -> CredentialStore {
-        self.environment.docker_config().map_or_else(CredentialStore::anonymous, CredentialStore::from_docker_config)
+        CredentialStore::from_files(self.environment.credential_files())
     }
 
     /// A client for registries. It reads and connects only when it is used.

@@ -6,6 +6,7 @@
 //! plain-http = false
 //! ca-file = "/etc/ssl/company.pem"
 //! insecure-skip-verify = false
+//! token-service = "sso.example.net"
 //! ```
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ struct Registry {
     plain_http: Option<bool>,
     ca_file: Option<PathBuf>,
     insecure_skip_verify: Option<bool>,
+    token_service: Option<String>,
 }
 
 /// Why the settings can't be used.
@@ -68,6 +70,7 @@ pub(crate) fn registries(files: &[(PathBuf, bool)]) -> Result<BTreeMap<String, R
                 options.ca_file = Some(folder.join(file));
             }
             options.insecure_skip_verify = registry.insecure_skip_verify.unwrap_or(options.insecure_skip_verify);
+            options.token_service = registry.token_service.or(options.token_service.take());
         }
     }
     Ok(all)

@@ -1,4 +1,5 @@
-//! Hides the shape of Docker's `config.json`: `auths`, `credHelpers`, `credsStore`, and Docker Hub's historical key.
+//! Hides the shape of Docker's `config.json`, which podman's `auth.json` has too: `auths`, `credHelpers`, `credsStore`, and
+//! Docker Hub's historical key.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -66,7 +67,16 @@ impl DockerConfig {
 
     /// The credentials that stand in the file itself.
     pub(super) fn inline(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
-        let Some(entry) = self.find("auths", registry) else { return Ok(None) };
+        self.find("auths", registry).map_or(Ok(None), |entry| self.credentials(registry, entry))
+    }
+
+    /// The credentials under exactly this key, which has a path as podman's may have.
+    pub(super) fn scoped(&self, key: &str) -> Result<Option<Credentials>, CredentialError> {
+        let entry = self.document.get("auths").and_then(|section| section.get(key));
+        entry.map_or(Ok(None), |entry| self.credentials(key, entry))
+    }
+
+    fn credentials(&self, name: &str, entry: &Value) -> Result<Option<Credentials>, CredentialError> {
         let text = |name: &str| entry.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
         if let Some(token) = text("identitytoken") {
             return Ok(Some(Credentials::IdentityToken(token.to_owned())));
@@ -75,9 +85,8 @@ impl DockerConfig {
             return Ok(Some(Credentials::RegistryToken(token.to_owned())));
         }
         if let Some(auth) = text("auth") {
-            let decoded = decode(auth).ok_or_else(|| {
-                malformed(&self.path, format!("`auth` of `{registry}` is not the base64 form of `user:password`"))
-            })?;
+            let decoded = decode(auth)
+                .ok_or_else(|| malformed(&self.path, format!("`auth` of `{name}` is not the base64 form of `user:password`")))?;
             return Ok(Some(decoded));
         }
         let (username, password) = (text("username"), text("password"));

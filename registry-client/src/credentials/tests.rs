@@ -63,6 +63,46 @@ fn inline_credentials_by_registry() {
     assert_eq!(CredentialStore::anonymous().lookup("ghcr.io").unwrap(), None);
 }
 
+/// Podman's keys may have a path; the most specific wins, then the first file.
+#[test]
+fn credentials_by_repository() {
+    // `dTpw` is `u:p`, `YTpi` `a:b`, `Yzpk` `c:d`.
+    let docker = r#"{"auths":{"x.io":{"auth":"dTpw"},"y.io":{"auth":"dTpw"},"x.io/team/app":{"auth":"YTpi"}}}"#;
+    let podman = r#"{"auths":{"x.io/team":{"auth":"Yzpk"},"x.io":{"auth":"Yzpk"},"z.io":{"auth":"Yzpk"},
+        "docker.io/library/busybox":{"auth":"Yzpk"},"w.io/":{"auth":"Yzpk"}}}"#;
+    let folder = tempfile::tempdir().unwrap();
+    let files = [folder.path().join("config.json"), folder.path().join("none"), folder.path().join("auth.json")];
+    fs::write(&files[0], docker).unwrap();
+    fs::write(&files[2], podman).unwrap();
+    let store = CredentialStore::from_files(files.clone());
+    let rows = [
+        ("x.io", "team/app", password("a", "b")),
+        ("x.io", "team/app/deep", password("a", "b")),
+        ("x.io", "team/other", password("c", "d")),
+        ("x.io", "teams", None),
+        ("x.io", "teams/app", None),
+        ("y.io", "team/app", None),
+        ("docker.io", "library/busybox", password("c", "d")),
+        ("x.io:443", "team/app", None),
+    ];
+    for (registry, path, expected) in rows {
+        assert_eq!(store.lookup_repository(registry, path).unwrap(), expected, "{registry}/{path}");
+    }
+    for (registry, expected, file) in [("x.io", "u", 0), ("y.io", "u", 0), ("z.io", "c", 2)] {
+        let (found, path) = store.find(registry).unwrap().unwrap();
+        assert!(matches!(&found, Credentials::Password { username, .. } if username == expected), "{registry}: {found:?}");
+        assert_eq!(path, files[file], "{registry}");
+    }
+    // Logins change the first file alone.
+    store.store("z.io", &password("u", "p").unwrap()).unwrap();
+    assert!(store.erase("z.io").unwrap());
+    assert_eq!(store.find("z.io").unwrap().unwrap().1, files[2]);
+    assert_eq!(fs::read_to_string(&files[2]).unwrap(), podman);
+    // A broken file isn't passed over for the next one.
+    fs::write(&files[0], "{oops").unwrap();
+    assert!(store.find("z.io").is_err() && store.lookup_repository("x.io", "team").is_err());
+}
+
 #[test]
 fn login_and_logout_in_the_file() {
     let folder = tempfile::tempdir().unwrap();

@@ -4,10 +4,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kiln_registry_client::{CredentialStore, Credentials, ErrorKind, Options};
+use kiln_registry_client::{CredentialStore, Credentials, ErrorKind, Options, RegistryOptions};
 
 use crate::scripted::{Reply, Request, Server};
-use crate::{client, content, fetch, layer, named, quick, reference, repository};
+use crate::{client, content, fetch, layer, named, quick, reference, repository, with_registry};
 
 /// A token service and a registry that takes only its tokens. Tokens are numbered; `good` says which is good now.
 struct Realm {
@@ -84,6 +84,60 @@ fn tokens_are_asked_for() {
         let request = realm.tokens.requests().pop().unwrap();
         assert_eq!(request.header("authorization"), authorization);
         assert_eq!(String::from_utf8_lossy(&request.body), body);
+    }
+}
+
+/// A service that knows only OAuth2's `POST` gets the password by it; one that hands out a new refresh token with each access
+/// token is asked with the newest.
+#[test]
+fn services_that_want_a_post() {
+    let answer = |_: usize, request: &Request| match request.method.as_str() {
+        "GET" => Reply::new(405),
+        _ => Reply::new(200).body(r#"{"access_token":"t"}"#),
+    };
+    let realm = Realm::start(answer, |token, _| token == "t", |_| Reply::new(200).body("hello"));
+    let (options, _folder) = realm.options(Some(&user()));
+    fetch(&client(options), &repository(&realm.registry.host()), &layer(b"hello")).0.unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&realm.tokens.requests()[1].body),
+        "grant_type=password&username=user&password=hunter2&client_id=kiln&scope=repository%3Aa%2Fb%3Apull&service=the+registry"
+    );
+
+    let answer = |count: usize, request: &Request| {
+        let expected = format!("refresh_token=r{count}&");
+        match String::from_utf8_lossy(&request.body).contains(&expected) {
+            true => Reply::new(200).body(format!(r#"{{"access_token":"t","refresh_token":"r{}"}}"#, count + 1)),
+            false => Reply::new(401),
+        }
+    };
+    let realm = Realm::start(answer, |token, _| token == "t", |_| Reply::new(200).body("hello"));
+    let (options, _folder) = realm.options(Some(&Credentials::IdentityToken("r0".to_owned())));
+    let client = client(options);
+    for path in ["a", "b", "c"] {
+        fetch(&client, &named(&realm.registry.host(), path), &layer(b"hello")).0.unwrap();
+    }
+    assert_eq!(realm.tokens.requests().len(), 3);
+}
+
+/// Podman's entries for a repository: each gets its own, and the registry's is for the rest.
+#[test]
+fn repositories_have_their_own_credentials() {
+    let server = Server::start(|request| match request.header("authorization") {
+        None => Reply::new(401).with("WWW-Authenticate", "Basic realm=\"x\""),
+        Some(_) => Reply::new(200).body("hello"),
+    });
+    let host = server.host();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("auth.json");
+    let text = format!(
+        r#"{{"auths":{{"{host}":{{"auth":"dTpw"}},"{host}/team":{{"auth":"YTpi"}},"{host}/team/app":{{"auth":"Yzpk"}}}}}}"#
+    );
+    std::fs::write(&file, text).unwrap();
+    let client = client(Options { credentials: CredentialStore::from_files([file]), ..quick() });
+    for (path, auth) in [("team/app", "Yzpk"), ("team/x", "YTpi"), ("teams", "dTpw"), ("team/app", "Yzpk"), ("a", "dTpw")] {
+        fetch(&client, &named(&host, path), &layer(b"hello")).0.unwrap();
+        let last = server.requests().pop().unwrap();
+        assert_eq!(last.header("authorization"), Some(format!("Basic {auth}").as_str()), "{path}");
     }
 }
 
@@ -212,6 +266,23 @@ fn realms_are_refused() {
             fetch(&client(Options { credentials: store, ..quick() }), &repository(&server.host()), &layer(b"x")).0.unwrap_err();
         assert!(error.to_string().contains(words), "{realm}: {error}");
         assert_eq!((server.requests().len(), server.authorized()), (1, 0), "{realm}");
+    }
+}
+
+/// C71: an identity token isn't shown to a token service of another domain than the registry's; the settings can say otherwise.
+#[test]
+fn identity_tokens_stay_at_home() {
+    let service = "https://auth.invalid/token";
+    let server = Server::start(move |_| challenge(service));
+    let folder = tempfile::tempdir().unwrap();
+    let store = CredentialStore::from_docker_config(folder.path().join("config.json"));
+    store.store(&server.host(), &Credentials::IdentityToken("refresh me".to_owned())).unwrap();
+    for (named, words) in [(None, "another domain"), (Some("auth.invalid"), "cannot reach auth.invalid")] {
+        let settings = RegistryOptions { token_service: named.map(str::to_owned), ..RegistryOptions::default() };
+        let options = Options { credentials: store.clone(), ..with_registry(&server.host(), settings) };
+        let error = fetch(&client(options), &repository(&server.host()), &layer(b"x")).0.unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+        assert!(!error.to_string().contains("refresh me"), "{error}");
     }
 }
 

@@ -9,6 +9,8 @@ mod manifest;
 mod real;
 mod registry_process;
 mod scripted;
+mod token_server;
+mod tokens;
 mod upload;
 
 use std::collections::BTreeMap;

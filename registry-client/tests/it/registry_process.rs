@@ -25,16 +25,23 @@ pub(crate) enum Kind {
     Tls,
     /// A certificate that is authority and server at once (`ca.pem` too), as `openssl req -x509` makes them.
     SelfSigned,
+    /// As `Tls`, for clients that have a certificate by the same authority, too (`client.cert`, `client.key`).
+    ClientCertificates,
 }
 
 impl Registry {
     /// Starts one; `None`, and a line that says why, when this machine can't.
     pub(crate) fn start(kind: Kind) -> Option<Self> {
+        Self::start_with(kind, "")
+    }
+
+    /// As [`start`](Self::start), with more lines of configuration.
+    pub(crate) fn start_with(kind: Kind, more: &str) -> Option<Self> {
         let mut tools = vec!["docker-registry"];
         match kind {
             Kind::Plain => {}
             Kind::Htpasswd => tools.push("htpasswd"),
-            Kind::Tls | Kind::SelfSigned => tools.push("openssl"),
+            Kind::Tls | Kind::SelfSigned | Kind::ClientCertificates => tools.push("openssl"),
         }
         for tool in tools {
             if !on_path(tool) {
@@ -44,14 +51,14 @@ impl Registry {
             }
         }
         for _ in 0..5 {
-            if let Some(registry) = Self::try_start(kind) {
+            if let Some(registry) = Self::try_start(kind, more) {
                 return Some(registry);
             }
         }
         panic!("docker-registry doesn't start");
     }
 
-    fn try_start(kind: Kind) -> Option<Self> {
+    fn try_start(kind: Kind, more: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name).display().to_string();
         // Free a moment ago; should another process take it, the registry ends and the next try gets another one.
@@ -67,7 +74,7 @@ impl Registry {
                 fs::write(at("htpasswd"), made.stdout).unwrap();
                 config.push_str(&format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", at("htpasswd")));
             }
-            Kind::Tls => authority_and_certificate(folder.path()),
+            Kind::Tls | Kind::ClientCertificates => authority_and_certificate(folder.path()),
             Kind::SelfSigned => {
                 let args =
                     ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", "key.pem", "-out", "ca.pem"];
@@ -75,9 +82,14 @@ impl Registry {
                 fs::copy(at("ca.pem"), at("cert.pem")).unwrap();
             }
         }
-        if matches!(kind, Kind::Tls | Kind::SelfSigned) {
+        if matches!(kind, Kind::Tls | Kind::SelfSigned | Kind::ClientCertificates) {
             config.push_str(&format!("  tls:\n    certificate: {}\n    key: {}\n", at("cert.pem"), at("key.pem")));
         }
+        if kind == Kind::ClientCertificates {
+            certificate(folder.path(), "/CN=kiln", "client.key", "client.cert", "extendedKeyUsage=clientAuth\n");
+            config.push_str(&format!("    clientcas: [{}]\n", at("ca.pem")));
+        }
+        config.push_str(more);
         fs::write(at("config.yml"), config).unwrap();
         let log = fs::File::create(at("log")).unwrap();
         let child = Command::new("docker-registry")
@@ -116,6 +128,11 @@ impl Registry {
         self.folder.path().join("ca.pem")
     }
 
+    /// Its folder, with `ca.pem` and the like.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// The file that holds a blob, to spoil it.
     pub(crate) fn stored(&self, hex: &str) -> PathBuf {
         self.folder.path().join(format!("data/docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]))
@@ -129,22 +146,28 @@ impl Drop for Registry {
     }
 }
 
-fn on_path(tool: &str) -> bool {
-    Command::new("sh").args(["-c", "command -v \"$0\" >/dev/null", tool]).status().is_ok_and(|status| status.success())
+pub(crate) fn on_path(tool: &str) -> bool {
+    let path = "PATH=$PATH:/usr/sbin:/sbin; command -v \"$0\" >/dev/null";
+    Command::new("sh").args(["-c", path, tool]).status().is_ok_and(|status| status.success())
 }
 
-fn openssl(folder: &Path, args: &[&str]) {
+pub(crate) fn openssl(folder: &Path, args: &[&str]) {
     let output = Command::new("openssl").args(args).current_dir(folder).output().unwrap();
     assert!(output.status.success(), "openssl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+const KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+
 fn authority_and_certificate(folder: &Path) {
-    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
     let ca = ["req", "-x509", "-days", "2", "-subj", "/CN=kiln test authority", "-keyout", "ca.key", "-out", "ca.pem"];
-    openssl(folder, &[&ca[..], &key].concat());
-    let request = ["req", "-subj", "/CN=localhost", "-keyout", "key.pem", "-out", "cert.csr"];
-    openssl(folder, &[&request[..], &key].concat());
-    fs::write(folder.join("names"), "subjectAltName=DNS:localhost\n").unwrap();
+    openssl(folder, &[&ca[..], &KEY].concat());
+    certificate(folder, "/CN=localhost", "key.pem", "cert.pem", "subjectAltName=DNS:localhost\n");
+}
+
+/// A key and a certificate of the folder's authority.
+fn certificate(folder: &Path, subject: &str, key: &str, out: &str, extensions: &str) {
+    openssl(folder, &[&["req", "-subj", subject, "-keyout", key, "-out", "cert.csr"][..], &KEY].concat());
+    fs::write(folder.join("extensions"), extensions).unwrap();
     let sign = ["x509", "-req", "-days", "2", "-in", "cert.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
-    openssl(folder, &[&sign[..], &["-extfile", "names", "-out", "cert.pem"]].concat());
+    openssl(folder, &[&sign[..], &["-extfile", "extensions", "-out", out]].concat());
 }
