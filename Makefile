@@ -1,7 +1,7 @@
 # The two commands to begin with are `make demo` and `make test`; each installs what it needs (Debian or Ubuntu, with
 # Rust there; as root or with sudo).
 
-.PHONY: demo test record bench static fuzz lint clean-test
+.PHONY: demo test record bench bench-step static fuzz lint clean-test
 
 # From a Dockerfile to a pushed image, with a real registry on loopback.
 demo:
@@ -24,6 +24,11 @@ bench:
 	testdata/tools/setup.sh bench
 	cargo build --release --bin kiln
 	testdata/tools/bench.py $${CARGO_TARGET_DIR:-target}/release/kiln $(ARGS)
+
+# What one RUN step costs besides its command, as root and as an ordinary user, beside `runc run`. On a quiet machine.
+bench-step:
+	testdata/tools/setup.sh test
+	testdata/tools/step.py "$$(testdata/tools/static.sh | tail -n 1)" $(ARGS)
 
 # The one static binary, tried in an empty chroot.
 static:
