@@ -18,7 +18,7 @@ use crate::mount::Sandbox;
 use crate::plan::{Command, Plan};
 use crate::record::{Handover, TIMER_SLACK};
 use crate::seccomp;
-use crate::spec;
+use crate::spec::{self, Streams};
 use crate::supervise::setup;
 use crate::sys;
 use crate::user::{Identity, LONGEST_FILE, resolve_user};
@@ -57,8 +57,8 @@ fn try_become(plan: &Plan, sandbox: &mut Sandbox, handover: Option<Handover>) ->
         reason: io::Error::from(errno).to_string(),
     })?;
     check_cwd(&command.cwd)?;
-    streams(root, &identity).map_err(|error| setup("hand over the standard streams", &error))?;
     rustix::process::setsid().map_err(|errno| setup("make a session", &errno.into()))?;
+    streams(root, sandbox, command.streams, &identity).map_err(|error| setup("hand over the standard streams", &error))?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     limits(&command.limits, command.processes)?;
     sys::reset_signals();
@@ -150,12 +150,25 @@ fn check_cwd(cwd: &OsStr) -> Result<(), Failure> {
     Err(Failure::WorkingDirectory { path: Path::new(cwd).to_owned().into(), reason: "it is outside of the root".to_owned() })
 }
 
-/// Standard input is empty; the two pipes belong to the user, who may open them again as `/dev/stdout`.
-fn streams(root: BorrowedFd<'_>, identity: &Identity) -> io::Result<()> {
+/// Gives the command its standard input, output and error.
+fn streams(root: BorrowedFd<'_>, sandbox: &Sandbox, streams: Streams, identity: &Identity) -> io::Result<()> {
+    if let Some(terminal) = &sandbox.terminal {
+        let slave = &terminal.slave;
+        rustix::process::ioctl_tiocsctty(slave)?;
+        // So that programs can open `/dev/tty` and their own terminal's name. Where the kernel knows no such owner, it stays as it is.
+        let _ = rustix::fs::fchown(slave, Some(Uid::from_raw(identity.uid)), None);
+        rustix::stdio::dup2_stdin(slave)?;
+        rustix::stdio::dup2_stdout(slave)?;
+        rustix::stdio::dup2_stderr(slave)?;
+        return Ok(());
+    }
     let null = open_inside(root, Path::new("/dev/null"), OFlags::RDONLY)?;
-    rustix::stdio::dup2_stdin(&null)?;
-    for stream in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
-        rustix::fs::fchown(stream, Some(Uid::from_raw(identity.uid)), None)?;
+    rustix::stdio::dup2_stdin(sandbox.input.as_ref().unwrap_or(&null))?;
+    // Those that kiln made belong to the user, who may open them again as `/dev/stdout`; the owner of others is not ours to change.
+    if streams == Streams::Captured {
+        for stream in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
+            rustix::fs::fchown(stream, Some(Uid::from_raw(identity.uid)), None)?;
+        }
     }
     Ok(())
 }

@@ -16,12 +16,15 @@ mod mount;
 mod obstacle;
 mod plan;
 mod record;
+mod remote;
 mod seccomp;
 mod spawn;
 mod spec;
+mod streams;
 mod stub;
 mod supervise;
 mod sys;
+mod tty;
 mod user;
 mod userns;
 mod walk;
@@ -33,19 +36,23 @@ pub use ground::{Ground, OverlayApi, Snapshots};
 pub use host::{Devices, Host, SystemFiles};
 pub use idmap::{IdMaps, Range};
 pub use mode::{Isolation, Mode};
-pub use spawn::run;
+pub use remote::Remote;
+pub use spawn::{run, run_attached};
 pub use spec::{
     GroupLimits, Limit, Mount, MountSource, Network, Outcome, OverlayUpper, Recorder, Resource, RootFs, RunSpec, Security,
-    Status, Stream,
+    Status, Stream, Streams,
 };
 pub use user::{Identity, UserError, resolve_user};
 pub use userns::{Entered, Refusal, Wish, enter};
 
 /// The first call in `main`, before any thread exists: returns at once in an ordinary process; when this process was started as a
-/// sandbox supervisor, it becomes that and never returns.
+/// sandbox supervisor, or to guard a terminal, it becomes that and never returns.
 pub fn take_over() {
     if supervise::is_supervisor() {
         leave(supervise::supervise());
+    }
+    if tty::is_guard() {
+        leave(tty::guard());
     }
 }
 

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
+use rustix::pty::OpenptFlags;
 
 use crate::ground::OverlayApi;
 use crate::plan::{Attributes, Overlay, Source, Step, Virtual};
@@ -33,10 +34,24 @@ pub(crate) struct Sandbox {
     root: Option<OwnedFd>,
     proc: Option<OwnedFd>,
     sys: Option<OwnedFd>,
+    pts: Option<OwnedFd>,
+    /// The command's standard input, where it is somebody else's.
+    pub(crate) input: Option<OwnedFd>,
+    /// The command's terminal.
+    pub(crate) terminal: Option<Terminal>,
     /// How many overlays were attached to the scratch file system.
     attached: u32,
     /// Mount points that were made in the layer.
     pub(crate) stubs: Vec<Stub>,
+}
+
+/// Both ends of a pseudo-terminal of the sandbox's own.
+#[derive(Debug)]
+pub(crate) struct Terminal {
+    /// Goes to kiln.
+    pub(crate) master: Option<OwnedFd>,
+    /// Goes to the command.
+    pub(crate) slave: OwnedFd,
 }
 
 /// Why a step failed, without its name.
@@ -127,6 +142,7 @@ impl Sandbox {
                 let (directory, name) = self.own_directory(path)?;
                 rustix::fs::mkdirat(directory, name, Mode::from_raw_mode(0o755))?;
             }
+            Step::Terminal { console } => self.make_terminal(console)?,
             Step::Link { path, to } => {
                 let (directory, name) = self.own_directory(path)?;
                 rustix::fs::symlinkat(to.as_str(), directory, name)?;
@@ -146,6 +162,7 @@ impl Sandbox {
                     attach(same.as_fd(), place.as_fd())?;
                 }
             }
+            Step::ReadOnlyRoot => add_attributes(self.root()?, Attributes { readonly: true, ..Attributes::default() })?,
             Step::EnterRoot => {
                 rustix::process::fchdir(self.root()?)?;
                 // The old root ends up on top of the new one, at the same place (pivot_root(2), NOTES).
@@ -179,6 +196,23 @@ impl Sandbox {
         Ok(())
     }
 
+    /// Opens a new pair in the sandbox's own devpts, by its descriptor, and shows the command's end also as `console`.
+    fn make_terminal(&mut self, console: &str) -> Result<(), StepError> {
+        let pts = self.pts.as_ref().ok_or(Errno::NOENT)?;
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let master = rustix::fs::openat(pts, "ptmx", flags, Mode::empty())?;
+        rustix::pty::unlockpt(&master)?;
+        // Of the master itself and not by name, so that it can't be another's.
+        let slave = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        let (directory, name) = self.own_directory(console)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        drop(rustix::fs::openat(&directory, name, flags, Mode::from_raw_mode(0o600))?);
+        let place = rustix::fs::openat(&directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        attach(clone_mount(slave.as_fd(), "")?.as_fd(), place.as_fd())?;
+        self.terminal = Some(Terminal { master: Some(master), slave });
+        Ok(())
+    }
+
     fn mount_root(&mut self, source: &Source, layer: &OsStr) -> Result<(), StepError> {
         let place = open_directory(self.scratch()?, OsStr::new("root"))?;
         // Device nodes that the command makes, or that the image brought, can't be opened; the real ones are on /dev.
@@ -209,6 +243,7 @@ impl Sandbox {
         match target {
             "/proc" => self.proc = Some(mount),
             "/sys" => self.sys = Some(mount),
+            "/dev/pts" => self.pts = Some(mount),
             _ => {}
         }
         Ok(())

@@ -13,7 +13,7 @@ use crate::error::RunError;
 use crate::ground::OverlayApi;
 use crate::host::Host;
 use crate::mode::Mode;
-use crate::spec::{MountSource, Network, Recorder, Resource, RootFs, RunSpec, Security};
+use crate::spec::{MountSource, Network, Recorder, Resource, RootFs, RunSpec, Security, Streams};
 
 /// Everything that the supervisor has to know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +51,7 @@ pub(crate) struct Command {
     pub(crate) filtered: bool,
     /// How owners are written down that the kernel can't hold.
     pub(crate) recorder: Option<Recorder>,
+    pub(crate) streams: Streams,
     /// Resource, soft and hard limit, in the order in which they are set.
     pub(crate) limits: Vec<(Resource, Option<u64>, Option<u64>)>,
     /// Where no control group counts processes: how many the user may have, unless `limits` says it.
@@ -58,7 +59,7 @@ pub(crate) struct Command {
 }
 
 /// Attributes of a mount.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Attributes {
     pub(crate) readonly: bool,
     pub(crate) nosuid: bool,
@@ -127,12 +128,16 @@ pub(crate) enum Step {
     Device { path: String, major: u32, minor: u32 },
     /// Make a directory in a file system of kiln's.
     Directory { path: String },
+    /// Make the command's terminal, which is also to be seen at `console`.
+    Terminal { console: String },
     /// Make a symbolic link in a file system of kiln's.
     Link { path: String, to: String },
     /// Hide what is there, if anything is.
     Mask { path: String },
     /// Make what is there read-only, if anything is.
     ReadOnly { path: String },
+    /// Let nothing of the root file system be changed.
+    ReadOnlyRoot,
     /// Make the root file system the root and let go of the host's.
     EnterRoot,
 }
@@ -229,6 +234,9 @@ pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
         inside.extend(MASKED_PROC.iter().map(|path| Step::Mask { path: (*path).to_owned() }));
         inside.extend(READONLY_PROC.iter().map(|path| Step::ReadOnly { path: (*path).to_owned() }));
     }
+    if spec.readonly_root {
+        inside.push(Step::ReadOnlyRoot);
+    }
     inside.push(Step::EnterRoot);
 
     let command = Command {
@@ -245,6 +253,7 @@ pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
         no_new_privileges: spec.security == Security::Hardened || spec.recorder.is_some(),
         filtered: spec.security != Security::Insecure,
         recorder: spec.recorder.clone(),
+        streams: spec.streams,
         limits: limits(spec),
         processes: (!host.counts_processes(&spec.group)).then(|| spec.group.pids.unwrap_or(spec.pids)),
     };
@@ -291,8 +300,12 @@ fn check(spec: &RunSpec) -> Result<(), RunError> {
     {
         return invalid(format!("the soft limit of `{}` is above its hard limit", limit.resource.name()));
     }
+    let terminal = matches!(spec.streams, Streams::Terminal { .. });
     for mount in &spec.mounts {
         let target = &mount.target;
+        if terminal && ["/dev", "/dev/pts", "/dev/console"].iter().any(|taken| clean(target) == Path::new(taken)) {
+            return invalid(format!("cannot mount on `{}`: the command's terminal is there", target.display()));
+        }
         let plain = clean(target);
         if !target.is_absolute() || plain == Path::new("/") || has_nul(target.as_os_str()) {
             return invalid(format!("cannot mount on `{}`: it has to be an absolute path below `/`", target.display()));
@@ -383,6 +396,9 @@ fn devices(spec: &RunSpec) -> Vec<Step> {
             continue;
         }
         steps.push(Step::Standard { source, target: path.to_owned() });
+    }
+    if matches!(spec.streams, Streams::Terminal { .. }) {
+        steps.push(Step::Terminal { console: "/dev/console".to_owned() });
     }
     steps
 }
@@ -484,6 +500,8 @@ impl fmt::Display for Step {
             Step::Link { path, to } => write!(f, "make the link `{path}` to `{to}`"),
             Step::Mask { path } => write!(f, "mask `{path}`"),
             Step::ReadOnly { path } => write!(f, "make `{path}` read-only"),
+            Step::Terminal { console } => write!(f, "make a terminal, also as `{console}`"),
+            Step::ReadOnlyRoot => f.write_str("make the root file system read-only"),
             Step::EnterRoot => f.write_str("enter the root file system"),
         }
     }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -16,14 +16,19 @@ use crate::cgroup::Group;
 use crate::error::RunError;
 use crate::host::Host;
 use crate::plan::plan;
-use crate::spec::{Outcome, RootFs, RunSpec, Status, Stream};
+use crate::remote::Remote;
+use crate::spec::{Outcome, RootFs, RunSpec, Status, Stream, Streams};
+use crate::streams::{self, Handed, Joint, Wait};
 use crate::stub;
 use crate::supervise::{Assignment, NAME};
 use crate::sys;
-use crate::wire::{self, KILL, Report, TERMINATE};
+use crate::wire::{self, Incoming, KILL, Report, SIGNAL, TERMINATE};
 
 /// How long a command has to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long a terminal that nobody has open is left alone.
+const REOPENED: Duration = Duration::from_millis(20);
 
 /// Runs `spec` to its end and hands its output to `output` as it comes.
 ///
@@ -39,15 +44,31 @@ pub fn run(
     cancel: &Cancel,
     output: &mut (dyn FnMut(Stream, &[u8]) + Send),
 ) -> Result<Outcome, RunError> {
+    run_attached(spec, host, cancel, None, output)
+}
+
+/// The same, with signals that come over `remote` passed on to the command, and with the streams that [`RunSpec::streams`] asks for.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_attached(
+    spec: &RunSpec,
+    host: &Host,
+    cancel: &Cancel,
+    remote: Option<&Remote>,
+    output: &mut (dyn FnMut(Stream, &[u8]) + Send),
+) -> Result<Outcome, RunError> {
     let plan = plan(spec, host)?;
     if cancel.is_triggered() {
         return Err(RunError::Cancelled);
     }
     let group = Group::make(host.group.as_ref(), spec.pids, &spec.group)?;
-    let assignment = Assignment { plan, group: group.places() };
-    let mut supervisor = Supervisor::start(host).map_err(RunError::Supervisor)?;
+    let window = streams::window().filter(|_| matches!(spec.streams, Streams::Terminal { .. }));
+    let assignment = Assignment { plan, group: group.places(), window: window.map(|size| (size.ws_row, size.ws_col)) };
+    let (joint, handed) = Joint::new(spec.streams).map_err(RunError::Supervisor)?;
+    let mut supervisor = Supervisor::start(host, joint, handed).map_err(RunError::Supervisor)?;
     let mut said = Said::default();
-    let followed = supervisor.follow(&assignment, cancel, output, &mut said);
+    let followed = supervisor.follow(&assignment, cancel, remote, output, &mut said);
     let ended = supervisor.end();
     // Also after a failure, for a plain directory is the caller's and stays.
     let (RootFs::Overlay { upper: layer, .. } | RootFs::Dir(layer)) = &spec.root;
@@ -85,22 +106,25 @@ struct Supervisor {
     socket: UnixStream,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
+    joint: Joint,
+    /// What goes to the supervisor together with its assignment.
+    input: Option<OwnedFd>,
     waited: bool,
 }
 
 impl Supervisor {
-    fn start(host: &Host) -> io::Result<Supervisor> {
+    fn start(host: &Host, joint: Joint, handed: Handed) -> io::Result<Supervisor> {
         let (socket, theirs) = UnixStream::pair()?;
         let program = match &host.program {
             Some(program) => format!("/proc/self/fd/{}", program.as_raw_fd()),
             None => "/proc/self/exe".to_owned(),
         };
         let mut command = Command::new(program);
-        command.arg0(NAME).env_clear().stdin(OwnedFd::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.arg0(NAME).env_clear().stdin(OwnedFd::from(theirs)).stdout(handed.stdout).stderr(handed.stderr);
         let mut child = in_new_pid_namespace(host, || command.spawn())?;
         let stdout = child.stdout.take().map(OwnedFd::from);
         let stderr = child.stderr.take().map(OwnedFd::from);
-        Ok(Supervisor { child, socket, stdout, stderr, waited: false })
+        Ok(Supervisor { child, socket, stdout, stderr, joint, input: handed.input, waited: false })
     }
 
     /// Hands over the assignment and passes output on until there is no more. Answers whether the run was cancelled.
@@ -108,10 +132,15 @@ impl Supervisor {
         &mut self,
         assignment: &Assignment,
         cancel: &Cancel,
+        remote: Option<&Remote>,
         output: &mut (dyn FnMut(Stream, &[u8]) + Send),
         said: &mut Said,
     ) -> io::Result<bool> {
-        match wire::send(&mut self.socket, assignment) {
+        let sent = match self.input.take() {
+            Some(input) => wire::send_with(&mut self.socket, assignment, input.as_fd()),
+            None => wire::send(&mut self.socket, assignment),
+        };
+        match sent {
             // It is gone already; what it said, and how it ended, is told below.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             sent => sent?,
@@ -119,9 +148,15 @@ impl Supervisor {
         let mut buffer = vec![0u8; 64 << 10];
         let mut listening = true;
         let mut wishes = Wishes::default();
-        while listening || self.stdout.is_some() || self.stderr.is_some() {
-            let timeout = wishes.act(cancel, &mut self.socket);
-            let mut waits: Vec<(Source, PollFd<'_>)> = Vec::with_capacity(4);
+        let mut descriptors = Vec::new();
+        while listening || self.stdout.is_some() || self.stderr.is_some() || self.joint.is_open() {
+            let mut timeout = wishes.act(cancel, &mut self.socket);
+            if self.joint.is_open() && (!listening || self.joint.is_hung_up()) {
+                // Nothing tells when the other end is opened again.
+                let wait = if listening { REOPENED } else { Duration::ZERO };
+                timeout = Some(timeout.map_or(wait, |timeout| timeout.min(wait)));
+            }
+            let mut waits: Vec<(Source, PollFd<'_>)> = Vec::with_capacity(6);
             if listening {
                 waits.push((Source::Supervisor, PollFd::new(&self.socket, PollFlags::IN)));
             }
@@ -133,21 +168,58 @@ impl Supervisor {
             if let Some(fd) = wishes.next(cancel) {
                 waits.push((Source::Cancel, PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             }
-            let ready = poll(&mut waits, timeout)?;
+            waits.extend(remote.map(|remote| (Source::Remote, PollFd::new(remote, PollFlags::IN))));
+            waits.extend(
+                self.joint
+                    .waits()
+                    .into_iter()
+                    .map(|(wait, fd, flags)| (Source::Joint(wait), PollFd::from_borrowed_fd(fd, flags))),
+            );
+            let mut ready = poll(&mut waits, timeout)?;
+            if self.joint.is_open() && (!listening || self.joint.is_hung_up()) {
+                ready.push(Source::Joint(Wait::Shown));
+            }
             for source in ready {
                 match source {
                     Source::Cancel => {}
-                    Source::Supervisor => match wire::receive::<Report>(&mut self.socket) {
-                        Ok(Some(Report::Stubs(stubs))) => said.stubs.extend(stubs),
-                        Ok(Some(Report::Recorded { owners, identity })) => {
-                            said.owners = owners;
-                            said.identity = Some(identity);
+                    Source::Remote => {
+                        for number in remote.map(Remote::take).into_iter().flatten() {
+                            if i32::from(number) == libc::SIGWINCH {
+                                self.joint.resize();
+                                continue;
+                            }
+                            let _ = self.socket.write_all(&[SIGNAL, number]);
+                            if i32::from(number) == libc::SIGTSTP {
+                                self.joint.stop();
+                            }
                         }
-                        Ok(Some(Report::Failed(failure))) => said.result = Some(Err(failure.into())),
-                        Ok(Some(Report::Ended(ending))) => said.result = Some(Ok(ending.into())),
-                        // Closed, or cut off in the middle of a word: it is dead.
-                        Ok(None) | Err(_) => listening = false,
-                    },
+                    }
+                    Source::Joint(Wait::Typed) => self.joint.typed(&mut buffer),
+                    Source::Joint(Wait::Taken) => self.joint.pass_on(),
+                    Source::Joint(Wait::Shown) => {
+                        let length = self.joint.shown(&mut buffer, !listening)?;
+                        if length > 0 {
+                            output(Stream::Stdout, &buffer[..length]);
+                        }
+                    }
+                    Source::Supervisor => {
+                        match wire::receive::<Report>(&mut Incoming { socket: &self.socket, descriptors: &mut descriptors }) {
+                            Ok(Some(Report::Terminal)) => {
+                                if let Some(master) = descriptors.pop() {
+                                    self.joint.attach(master)?;
+                                }
+                            }
+                            Ok(Some(Report::Stubs(stubs))) => said.stubs.extend(stubs),
+                            Ok(Some(Report::Recorded { owners, identity })) => {
+                                said.owners = owners;
+                                said.identity = Some(identity);
+                            }
+                            Ok(Some(Report::Failed(failure))) => said.result = Some(Err(failure.into())),
+                            Ok(Some(Report::Ended(ending))) => said.result = Some(Ok(ending.into())),
+                            // Closed, or cut off in the middle of a word: it is dead.
+                            Ok(None) | Err(_) => listening = false,
+                        }
+                    }
                     Source::Stream(stream) => {
                         let slot = if stream == Stream::Stdout { &mut self.stdout } else { &mut self.stderr };
                         let read = slot.as_ref().map_or(Ok(0), |fd| rustix::io::read(fd, &mut buffer));
@@ -186,6 +258,8 @@ impl Drop for Supervisor {
 enum Source {
     Supervisor,
     Stream(Stream),
+    Joint(Wait),
+    Remote,
     Cancel,
 }
 

@@ -40,6 +40,29 @@ pub struct RunSpec {
     pub group: GroupLimits,
     /// How changes of owner and device nodes are written down instead of made, where the sandbox has one id only.
     pub recorder: Option<Recorder>,
+    /// Where the command's standard streams lead.
+    pub streams: Streams,
+    /// Nothing of the root file system can be changed.
+    pub readonly_root: bool,
+}
+
+/// Where the command's standard streams lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Streams {
+    /// Nothing comes in; what goes out is handed to the caller.
+    Captured,
+    /// To the caller's own standard streams, which the command holds itself; except that it never holds the caller's terminal: what
+    /// of them is one is relayed, so that the command sees a pipe, and what it writes there is handed to the caller.
+    Inherited {
+        /// With standard input; without, there is none.
+        input: bool,
+    },
+    /// To a terminal of the sandbox's own. What is typed comes from the caller's standard input, which is in raw mode meanwhile if it
+    /// is a terminal; what is shown is handed to the caller.
+    Terminal {
+        /// With standard input; without, nothing is ever typed.
+        input: bool,
+    },
 }
 
 /// The names under which a run writes down what the kernel can't hold: owners that have no id in its user namespace, and device
@@ -77,6 +100,8 @@ impl RunSpec {
             limits: Vec::new(),
             group: GroupLimits::default(),
             recorder: None,
+            streams: Streams::Captured,
+            readonly_root: false,
         }
     }
 }

@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::termios::Winsize;
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +23,7 @@ use crate::plan::{Namespace, Plan};
 use crate::record::{self, Handover, Preparation, Server};
 use crate::sys::{self, Fork};
 use crate::walk::open_directory;
-use crate::wire::{self, Ending, Failure, KILL, Report, TERMINATE};
+use crate::wire::{self, Ending, Failure, Incoming, KILL, Report, SIGNAL, TERMINATE};
 
 /// The name under which the supervisor is executed; `take_over` knows it by that.
 pub(crate) const NAME: &str = "kiln-sandbox";
@@ -32,6 +33,8 @@ pub(crate) const NAME: &str = "kiln-sandbox";
 pub(crate) struct Assignment {
     pub(crate) plan: Plan,
     pub(crate) group: Vec<GroupPlace>,
+    /// Rows and columns of the command's terminal.
+    pub(crate) window: Option<(u16, u16)>,
 }
 
 /// Where the command's process joins its control group.
@@ -78,7 +81,9 @@ fn try_supervise() -> io::Result<()> {
     rustix::stdio::dup2_stdin(&null)?;
     // From before the root changes; shows the host's pids.
     let host_proc = open_directory(rustix::fs::CWD, "/proc".as_ref())?;
-    let Some(Assignment { plan, group }) = wire::receive::<Assignment>(&mut kiln)? else { return Ok(()) };
+    let mut descriptors = Vec::new();
+    let mut incoming = Incoming { socket: &kiln, descriptors: &mut descriptors };
+    let Some(Assignment { plan, group, window }) = wire::receive::<Assignment>(&mut incoming)? else { return Ok(()) };
     // Had kiln died before the first line above, no signal would come; but then its end of the socket is closed.
     if has_hung_up(&kiln)? {
         return Ok(());
@@ -95,11 +100,21 @@ fn try_supervise() -> io::Result<()> {
     };
     let (preparation, handover) = recording.unzip();
     let mut sandbox = Sandbox::default();
+    sandbox.input = descriptors.pop();
     let made = namespaces(&plan.namespaces).and_then(|()| plan.outside.iter().try_for_each(|step| sandbox.act(step)));
     if !sandbox.stubs.is_empty() {
         wire::send(&mut kiln, &Report::Stubs(std::mem::take(&mut sandbox.stubs)))?;
     }
-    let report = match made.and_then(|()| start(&plan, &mut sandbox, &group, handover)) {
+    if let Some(master) = sandbox.terminal.as_mut().and_then(|terminal| terminal.master.take()) {
+        if let Some((ws_row, ws_col)) = window {
+            let _ = rustix::termios::tcsetwinsize(&master, Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 });
+        }
+        wire::send_with(&mut kiln, &Report::Terminal, master.as_fd())?;
+    }
+    let started = made.and_then(|()| start(&plan, &mut sandbox, &group, handover));
+    // The command alone holds its end of what is read and shown, so that the other end learns when it lets go.
+    (sandbox.terminal, sandbox.input) = (None, None);
+    let report = match started {
         Ok(child) => watch(child, &mut kiln, &host_proc, &sandbox, preparation)?,
         Err(failure) => Some(Report::Failed(failure)),
     };
@@ -201,6 +216,7 @@ fn watch(
     rustix::stdio::dup2_stderr(&null)?;
     let mut recording: Option<Server> = None;
     let mut finished: Option<Server> = None;
+    let mut killed_instead = None;
     loop {
         let mut ready = vec![PollFd::new(&child.pidfd, PollFlags::IN), PollFd::new(kiln, PollFlags::IN)];
         let third = recording.as_ref().map(AsFd::as_fd).or(preparation.as_ref().map(AsFd::as_fd));
@@ -235,6 +251,10 @@ fn watch(
                     let _ = rustix::process::waitpid(Some(child.pid), WaitOptions::empty());
                     return Ok(None);
                 }
+                _ if wish[0] == SIGNAL => {
+                    kiln.read_exact(&mut wish)?;
+                    killed_instead = pass_on(i32::from(wish[0]), &child, host_proc).or(killed_instead);
+                }
                 _ => obey(wish[0], &child, host_proc),
             }
         }
@@ -257,6 +277,7 @@ fn watch(
     }
     Ok(Some(Report::Ended(match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => Ending::Exited(code),
+        (None, Some(signal)) if signal == Signal::KILL.as_raw() => Ending::Signaled(killed_instead.unwrap_or(signal)),
         (None, Some(signal)) => Ending::Signaled(signal),
         (None, None) => Ending::Signaled(0),
     })))
@@ -266,7 +287,7 @@ fn obey(wish: u8, child: &Child, host_proc: &OwnedFd) {
     let signal = match wish {
         // A pid namespace's first process does not get a signal that it has no handler for, though anywhere else SIGTERM would
         // end it. So that the grace period is only spent on those that use it, it is ended here.
-        TERMINATE if would_die_of_terminate(child, host_proc) => Signal::KILL,
+        TERMINATE if is_left_at_default(Signal::TERM.as_raw(), child, host_proc) => Signal::KILL,
         TERMINATE => Signal::TERM,
         KILL => Signal::KILL,
         _ => return,
@@ -274,8 +295,35 @@ fn obey(wish: u8, child: &Child, host_proc: &OwnedFd) {
     let _ = rustix::process::pidfd_send_signal(&child.pidfd, signal);
 }
 
-/// Is SIGTERM neither caught nor ignored? Unknown counts as no.
-fn would_die_of_terminate(child: &Child, host_proc: &OwnedFd) -> bool {
+/// Gives the command a signal that kiln got. Answers the signal when the command had to be killed in its place, see [`obey`].
+fn pass_on(number: i32, child: &Child, host_proc: &OwnedFd) -> Option<i32> {
+    let signal = Signal::from_named_raw(number)?;
+    match signal {
+        // A shell stops and continues all processes of a job.
+        Signal::TSTP => everybody(Signal::STOP),
+        Signal::CONT => everybody(Signal::CONT),
+        Signal::TERM | Signal::INT | Signal::HUP | Signal::QUIT | Signal::USR1 | Signal::USR2
+            if is_left_at_default(number, child, host_proc) =>
+        {
+            let _ = rustix::process::pidfd_send_signal(&child.pidfd, Signal::KILL);
+            return Some(number);
+        }
+        _ => drop(rustix::process::pidfd_send_signal(&child.pidfd, signal)),
+    }
+    None
+}
+
+/// Signals every process of the sandbox but this one.
+fn everybody(signal: Signal) {
+    // To -1, which for the first process of a pid namespace are all others in it, and only those; for anyone else it would be far
+    // too many.
+    if rustix::process::getpid() == Pid::INIT {
+        let _ = rustix::process::kill_process_group(Pid::INIT, signal);
+    }
+}
+
+/// Is the signal neither caught nor ignored? Unknown counts as no.
+fn is_left_at_default(signal: i32, child: &Child, host_proc: &OwnedFd) -> bool {
     use std::os::fd::AsRawFd;
     let read = |path: String| -> Option<String> {
         let fd = rustix::fs::openat(host_proc, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
@@ -291,8 +339,7 @@ fn would_die_of_terminate(child: &Child, host_proc: &OwnedFd) -> bool {
         let pid = field(&read(format!("self/fdinfo/{}", child.pidfd.as_raw_fd()))?, "Pid:")?;
         let status = read(format!("{pid}/status"))?;
         let mask = |name: &str| u64::from_str_radix(&field(&status, name)?, 16).ok();
-        let terminate = 1u64 << (Signal::TERM.as_raw() - 1);
-        Some((mask("SigCgt:")? | mask("SigIgn:")?) & terminate == 0)
+        Some((mask("SigCgt:")? | mask("SigIgn:")?) & 1u64 << (signal - 1) == 0)
     };
     reads_as_default().unwrap_or(false)
 }

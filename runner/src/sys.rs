@@ -151,6 +151,17 @@ pub(crate) fn add_mount_attributes(mount: BorrowedFd<'_>, set: MountAttrFlags) -
     .map(drop)
 }
 
+/// Has every signal that asks or tells something ignored.
+pub(crate) fn ignore_signals() {
+    // The kernel's `struct sigaction`: handler SIG_IGN, no flags, no restorer, nothing masked.
+    let ignore = [libc::SIG_IGN as u64, 0, 0, 0];
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU] {
+        // SAFETY: the kernel reads one `struct sigaction`, 32 bytes on 64-bit machines, which lives through the call; SIG_IGN runs no
+        // code of ours.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, ignore.as_ptr(), ptr::null_mut::<u64>(), size_of::<u64>()) };
+    }
+}
+
 /// Gives every signal its default action and unblocks all.
 pub(crate) fn reset_signals() {
     // The kernel's `struct sigaction` and signal set: handler SIG_DFL, no flags, no restorer, nothing masked.

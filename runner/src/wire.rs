@@ -1,8 +1,15 @@
 //! What kiln and its supervisor say to each other, and how a failure crosses from one process to another.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +30,8 @@ pub(crate) enum Report {
         /// Whom the command ran as.
         identity: (u32, u32),
     },
+    /// The command's terminal was made; the descriptor beside this is its other end.
+    Terminal,
     /// The command could not be started.
     Failed(Failure),
     /// The command ended.
@@ -49,6 +58,9 @@ impl From<Ending> for Status {
 pub(crate) const TERMINATE: u8 = b'T';
 /// Ends every process at once.
 pub(crate) const KILL: u8 = b'K';
+
+/// The byte after it is the number of a signal for the command.
+pub(crate) const SIGNAL: u8 = b'S';
 
 /// A [`RunError`] on its way between processes; errors of the kernel travel as numbers.
 #[derive(Debug, Serialize, Deserialize)]
@@ -97,11 +109,53 @@ impl From<Failure> for RunError {
 
 /// Writes `message` with its length before it.
 pub(crate) fn send<T: Serialize>(to: &mut dyn Write, message: &T) -> io::Result<()> {
+    to.write_all(&framed(message)?)
+}
+
+/// The same with a descriptor beside it.
+pub(crate) fn send_with<T: Serialize>(to: &mut UnixStream, message: &T, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    let bytes = framed(message)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor];
+    if !beside.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let sent = loop {
+        match sendmsg(&*to, &[IoSlice::new(&bytes)], &mut beside, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            sent => break sent?,
+        }
+    };
+    to.write_all(&bytes[sent..])
+}
+
+fn framed<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
     let body = postcard::to_stdvec(message).map_err(io::Error::other)?;
     let length = u32::try_from(body.len()).map_err(io::Error::other)?;
     let mut bytes = length.to_le_bytes().to_vec();
     bytes.extend(body);
-    to.write_all(&bytes)
+    Ok(bytes)
+}
+
+/// Reads from a socket and keeps the descriptors that come along.
+pub(crate) struct Incoming<'a> {
+    pub(crate) socket: &'a UnixStream,
+    pub(crate) descriptors: &'a mut Vec<OwnedFd>,
+}
+
+impl Read for Incoming<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut beside = RecvAncillaryBuffer::new(&mut space);
+        let received = recvmsg(self.socket, &mut [IoSliceMut::new(buffer)], &mut beside, RecvFlags::CMSG_CLOEXEC)?;
+        for message in beside.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptors.extend(descriptors);
+            }
+        }
+        Ok(received.bytes)
+    }
 }
 
 /// Reads one message; `None` when the other side has closed.

@@ -289,3 +289,15 @@ fn no_way_to_make_one() {
     let error = plan(&spec(), &host).unwrap_err().to_string();
     assert_eq!(error, "no sandbox can be made here: kiln is not running as root");
 }
+
+#[test]
+fn terminals_and_read_only_roots() {
+    let plan =
+        plan(&RunSpec { streams: Streams::Terminal { input: true }, readonly_root: true, ..spec() }, &root_host()).unwrap();
+    let (outside, inside) = (text(&plan), plan.inside.iter().map(ToString::to_string).collect::<Vec<_>>());
+    let after = outside.find("mount mqueue").unwrap();
+    assert!(outside[after..].contains("make a terminal, also as `/dev/console`"), "{outside}");
+    assert!(inside.ends_with(&["make the root file system read-only".to_owned(), "enter the root file system".to_owned()]));
+    let plan = super::plan(&spec(), &root_host()).unwrap();
+    assert!(!text(&plan).contains("terminal") && !text(&plan).contains("file system read-only"));
+}

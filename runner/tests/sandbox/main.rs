@@ -13,6 +13,7 @@ mod owners;
 mod process;
 mod rights;
 mod support;
+mod terminal;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -47,6 +48,8 @@ fn main() {
             nothing_is_left_in_the_layer;
         owners: smoke figures;
         groups: memory processors parents limits_that_are_refused;
+        terminal: terminal terminals_are_filtered_too last_words_in_a_terminal failures_in_a_terminal signals_are_passed_on
+            read_only_root;
         endings: daemons_are_gone killed_parent killed_at_any_moment killed_supervisor cancel_is_passed_on cancel_without_handler
             cancel_twice cancel_after_grace cancelled_before process_limit parallel_runs;
     };
