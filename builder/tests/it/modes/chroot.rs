@@ -5,11 +5,11 @@ use crate::support::container::Container;
 use crate::support::home::Home;
 use crate::support::skip::skipped;
 
-fn the_same_bytes(test: &str, store: &str) {
+fn the_same_bytes(test: &str, container: Result<Container<'_>, String>, store: &str) {
     if !comparable(test) {
         return;
     }
-    let container = match Container::docker(&[]) {
+    let container = match container {
         Ok(container) => container,
         Err(reason) => return skipped(test, &reason),
     };
@@ -24,5 +24,12 @@ fn the_same_bytes(test: &str, store: &str) {
 #[test]
 #[ignore = "until RUN works in this mode"]
 fn in_a_default_container_of_docker() {
-    the_same_bytes("modes::chroot::in_a_default_container_of_docker", "store");
+    the_same_bytes("modes::chroot::in_a_default_container_of_docker", Container::docker(&[]), "store");
+}
+
+/// As a pod of Kubernetes has it that knows nothing of kiln.
+#[test]
+#[ignore = "until RUN works in this mode"]
+fn in_a_container_of_runc_with_the_profile_of_docker() {
+    the_same_bytes("modes::chroot::in_a_container_of_runc_with_the_profile_of_docker", Container::strict(), "/var/lib/kiln");
 }

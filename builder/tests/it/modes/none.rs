@@ -43,14 +43,23 @@ fn a_user_where_user_namespaces_are_off() {
     });
 }
 
-#[test]
-fn root_of_a_default_container_of_docker() {
-    match Container::docker(&[]) {
-        Err(reason) => skipped("modes::none::root_of_a_default_container_of_docker", &reason),
+fn only_run_fails_in(test: &str, container: Result<Container<'_>, String>) {
+    match container {
+        Err(reason) => skipped(test, &reason),
         Ok(container) => {
             let home = Home::new();
             home.mirror(BASES.host());
             only_run_fails(&home, &["--isolation=chroot"], |args| container.run(&home, ["kiln"].iter().chain(args)));
         }
     }
+}
+
+#[test]
+fn root_of_a_default_container_of_docker() {
+    only_run_fails_in("modes::none::root_of_a_default_container_of_docker", Container::docker(&[]));
+}
+
+#[test]
+fn root_of_a_container_of_runc_with_the_profile_of_docker() {
+    only_run_fails_in("modes::none::root_of_a_container_of_runc_with_the_profile_of_docker", Container::strict());
 }

@@ -35,6 +35,12 @@ fn runc_allows_user_namespaces() {
 }
 
 #[test]
+fn runc_refuses_them_with_the_profile_of_docker() {
+    let home = Home::new();
+    look(Container::strict(), &home, "runc_refuses_them_with_the_profile_of_docker", "usual filtered masked kiln");
+}
+
+#[test]
 fn docker_refuses_user_namespaces() {
     let home = Home::new();
     look(Container::docker(&[]), &home, "docker_refuses_user_namespaces", "usual filtered masked overlay kiln");

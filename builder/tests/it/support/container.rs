@@ -43,7 +43,12 @@ const NAME: &str = "kiln-outer:1";
 pub(crate) enum Container<'a> {
     /// Started by runc, with its bundle and its state in this folder, which the container doesn't see: a second `/proc` without
     /// masks lies there.
-    Runc(TempDir),
+    Runc {
+        /// The folder.
+        bundle: TempDir,
+        /// Whether the system calls of namespaces and mounts are refused, as containerd and docker do.
+        strict: bool,
+    },
     /// Started by dockerd, with more arguments of `docker run`.
     Docker(&'static lab::Dockerd, &'a [&'a str]),
 }
@@ -52,6 +57,15 @@ impl Container<'_> {
     /// A container as podman would have it: root with the usual capabilities, podman's seccomp profile, runc's masks over
     /// `/proc`. Or why there is none.
     pub(crate) fn lenient() -> Result<Container<'static>, String> {
+        Container::runc(false)
+    }
+
+    /// The same with the profile of docker, containerd and thus of a Kubernetes pod with `RuntimeDefault`.
+    pub(crate) fn strict() -> Result<Container<'static>, String> {
+        Container::runc(true)
+    }
+
+    fn runc(strict: bool) -> Result<Container<'static>, String> {
         for needed in ["/usr/sbin/runc", LENIENT] {
             if !Path::new(needed).exists() {
                 return Err(format!("there is no {needed}"));
@@ -59,7 +73,7 @@ impl Container<'_> {
         }
         let bundle = lab::temp_dir();
         unpack(&OUTER, &bundle.path().join("rootfs"));
-        Ok(Container::Runc(bundle))
+        Ok(Container::Runc { bundle, strict })
     }
 
     /// The default container of docker, plus `more`; or why there is none.
@@ -93,8 +107,8 @@ impl Container<'_> {
             "NO_COLOR=1".to_owned(),
         ];
         match self {
-            Container::Runc(bundle) => {
-                let config = specification(folder, &environment, &args);
+            Container::Runc { bundle, strict } => {
+                let config = specification(folder, &environment, &args, *strict);
                 fs::write(bundle.path().join("config.json"), config.to_string()).expect("a file can be written");
                 let mut command = Command::new("/usr/sbin/runc");
                 command.arg("--root").arg(bundle.path().join("state")).arg("run").arg("--bundle").arg(bundle.path());
@@ -149,8 +163,8 @@ fn unpack(archive: &[u8], to: &Path) {
     }
 }
 
-/// A `config.json` as podman writes it: the same masks, mounts and rights as `runc spec` has, and podman's seccomp profile.
-fn specification(folder: &str, environment: &[String], args: &[OsString]) -> Value {
+/// A `config.json` as podman writes it: the same masks, mounts and rights as `runc spec` has, and a seccomp profile.
+fn specification(folder: &str, environment: &[String], args: &[OsString], strict: bool) -> Value {
     let args: Vec<&str> = args.iter().map(|arg| arg.to_str().expect("an argument that is text")).collect();
     let capabilities: Vec<&str> = CAPABILITIES.into();
     let mount = |target: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": source, "options": options});
@@ -180,13 +194,43 @@ fn specification(folder: &str, environment: &[String], args: &[OsString]) -> Val
                 "/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi",
             ],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
-            "seccomp": seccomp(&serde_json::from_slice(&fs::read(LENIENT).expect("the profile")).expect("a profile is JSON")),
+            "seccomp": seccomp(&serde_json::from_slice(&fs::read(LENIENT).expect("the profile")).expect("a profile is JSON"), strict),
         },
     })
 }
 
+/// What docker's profile allows only with CAP_SYS_ADMIN, or not at all, and podman's allows.
+const STRICT: [&str; 26] = [
+    "add_key",
+    "bpf",
+    "clone",
+    "clone3",
+    "fanotify_init",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "fspick",
+    "keyctl",
+    "lookup_dcookie",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "open_tree",
+    "perf_event_open",
+    "pivot_root",
+    "quotactl",
+    "request_key",
+    "setdomainname",
+    "sethostname",
+    "setns",
+    "syslog",
+    "umount",
+    "umount2",
+    "unshare",
+];
+
 /// The profile for a container with `CAPABILITIES` on this processor, in the words of the runtime specification.
-fn seccomp(profile: &Value) -> Value {
+fn seccomp(profile: &Value, strict: bool) -> Value {
     let texts = |value: &Value| -> Vec<String> {
         value.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()
     };
@@ -201,7 +245,7 @@ fn seccomp(profile: &Value) -> Value {
             && !(!without_caps.is_empty() && held(&without_caps))
             && !ours(&without_arches)
     };
-    let rules: Vec<Value> = profile["syscalls"]
+    let mut rules: Vec<Value> = profile["syscalls"]
         .as_array()
         .into_iter()
         .flatten()
@@ -211,8 +255,20 @@ fn seccomp(profile: &Value) -> Value {
             kept.map(|key| (key.to_owned(), rule[key].clone())).collect::<serde_json::Map<_, _>>().into()
         })
         .collect();
+    if strict {
+        for rule in &mut rules {
+            rule["names"].as_array_mut().expect("a rule has names").retain(|name| !STRICT.iter().any(|strict| name == strict));
+        }
+        rules.retain(|rule| rule["names"] != json!([]));
+        // Every CLONE_NEW* flag apart from CLONE_NEWTIME, whose bit means something else here. clone3 has its flags in memory,
+        // where no filter sees them: programs go on with clone when there is none.
+        let plain = json!([{"index": 0, "value": 0x7e02_0000, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]);
+        rules.push(json!({"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": plain}));
+        rules.push(json!({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}));
+    }
+    let errno = if strict { json!(1) } else { profile["defaultErrnoRet"].clone() };
     json!({
-        "defaultAction": profile["defaultAction"], "defaultErrnoRet": profile["defaultErrnoRet"],
+        "defaultAction": profile["defaultAction"], "defaultErrnoRet": errno,
         "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"], "syscalls": rules,
     })
 }
