@@ -96,6 +96,9 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// Somebody outside of the run has files of its root open, and could change what the run made after it was taken over.
+    #[error("a process outside of this step still holds files of its root open, so that its result can't be trusted")]
+    Held,
     /// The run was cancelled; every process of it is gone.
     #[error("cancelled")]
     Cancelled,

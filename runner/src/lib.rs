@@ -8,6 +8,7 @@ mod cancel;
 mod cgroup;
 mod error;
 mod ground;
+mod held;
 mod host;
 mod idmap;
 mod init;

@@ -467,7 +467,7 @@ fn open_layer(path: &OsStr) -> Result<OwnedFd, StepError> {
 }
 
 /// A name for an open directory that is short, whatever its path is: the kernel takes 255 bytes for each.
-fn descriptor_path(fd: BorrowedFd<'_>) -> String {
+pub(crate) fn descriptor_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 

@@ -17,6 +17,7 @@ use rustix::termios::Winsize;
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 
+use crate::held::Watch;
 use crate::init;
 use crate::mount::Sandbox;
 use crate::plan::{Namespace, Plan};
@@ -91,6 +92,7 @@ fn try_supervise() -> io::Result<()> {
     let _ = rustix::process::setsid();
     rustix::process::umask(Mode::empty());
 
+    let mounts = rustix::fs::openat(&host_proc, "self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let recording = match plan.command.recorder.as_ref().map(|recorder| record::prepare(recorder, host_proc.as_fd())).transpose()
     {
         Ok(recording) => recording,
@@ -105,6 +107,10 @@ fn try_supervise() -> io::Result<()> {
     if !sandbox.stubs.is_empty() {
         wire::send(&mut kiln, &Report::Stubs(std::mem::take(&mut sandbox.stubs)))?;
     }
+    let root = match (sandbox.root(), mounts) {
+        (Ok(root), Ok(mounts)) if made.is_ok() => Watch::begin(root, mounts),
+        _ => None,
+    };
     if let Some(master) = sandbox.terminal.as_mut().and_then(|terminal| terminal.master.take()) {
         if let Some((ws_row, ws_col)) = window {
             let _ = rustix::termios::tcsetwinsize(&master, Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 });
@@ -117,6 +123,13 @@ fn try_supervise() -> io::Result<()> {
     let report = match started {
         Ok(child) => watch(child, &mut kiln, &host_proc, &sandbox, preparation)?,
         Err(failure) => Some(Report::Failed(failure)),
+    };
+    let report = match (report, root) {
+        (Some(Report::Ended(Ending::Exited(0))), Some(root)) => {
+            drop(sandbox);
+            Some(if root.is_over()? { Report::Ended(Ending::Exited(0)) } else { Report::Failed(Failure::Held) })
+        }
+        (report, _) => report,
     };
     match report {
         Some(report) => wire::send(&mut kiln, &report),

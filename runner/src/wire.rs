@@ -72,6 +72,7 @@ pub(crate) enum Failure {
     WorkingDirectory { path: PathBytes, reason: String },
     ProgramNotFound { program: String, in_path: bool },
     Exec { program: String, errno: i32 },
+    Held,
 }
 
 /// A path that may be no UTF-8, which serde refuses for `PathBuf`.
@@ -102,6 +103,7 @@ impl From<Failure> for RunError {
             Failure::User(error) => RunError::User(error),
             Failure::WorkingDirectory { path, reason } => RunError::WorkingDirectory { path: path.into(), reason },
             Failure::ProgramNotFound { program, in_path } => RunError::ProgramNotFound { program, in_path },
+            Failure::Held => RunError::Held,
             Failure::Exec { program, errno } => RunError::Exec { program, source: source(errno) },
         }
     }
@@ -166,7 +168,56 @@ pub(crate) fn receive<T: DeserializeOwned>(from: &mut dyn Read) -> io::Result<Op
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         Err(error) => return Err(error),
     }
-    let mut body = vec![0; u32::from_le_bytes(length) as usize];
-    from.read_exact(&mut body)?;
+    let length = u32::from_le_bytes(length);
+    let mut body = Vec::new();
+    // Grows as bytes come, and not by what is claimed.
+    if from.take(length.into()).read_to_end(&mut body)? < length as usize {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     postcard::from_bytes(&body).map(Some).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervise::Assignment;
+
+    /// C04: whatever bytes come, a message of every kind is read or refused; nothing panics and nothing large is set aside for a length
+    /// that is only claimed.
+    #[test]
+    fn c04_hostile_messages() {
+        let stub = Stub::Made { path: PathBuf::from("/a").into(), inode: 7 };
+        let failure = Failure::Target { path: PathBuf::from("/x").into(), reason: "it is odd".to_owned() };
+        let mut seeds: Vec<Vec<u8>> = vec![vec![], vec![0; 4], vec![255; 16]];
+        for report in [Report::Stubs(vec![stub]), Report::Failed(failure), Report::Ended(Ending::Exited(3))] {
+            let mut bytes = Vec::new();
+            send(&mut bytes, &report).unwrap();
+            seeds.push(bytes);
+        }
+        let mut random = 0x9e37_79b9_7f4a_7c15u64;
+        let mut next = || {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random
+        };
+        for _ in 0..20_000 {
+            let mut bytes = seeds[next() as usize % seeds.len()].clone();
+            for _ in 0..next() % 4 {
+                match next() % 3 {
+                    0 if !bytes.is_empty() => {
+                        let at = next() as usize % bytes.len();
+                        bytes[at] = next() as u8;
+                    }
+                    1 => bytes.truncate(next() as usize % (bytes.len() + 1)),
+                    _ => bytes.extend(next().to_le_bytes()),
+                }
+            }
+            let _ = receive::<Report>(&mut bytes.as_slice());
+            let _ = receive::<Failure>(&mut bytes.as_slice());
+            let _ = receive::<Assignment>(&mut bytes.as_slice());
+        }
+        let claimed = receive::<Report>(&mut [255u8, 255, 255, 255, 0].as_slice());
+        assert_eq!(claimed.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
 }

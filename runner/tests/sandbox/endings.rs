@@ -45,30 +45,6 @@ fn start_parent(step: &Step, user: &str, command: &[&str]) -> (std::process::Chi
     (child, lines)
 }
 
-/// C32: whatever the command leaves behind is gone when `run` returns.
-pub fn daemons_are_gone() {
-    let rows = [
-        ("in the background", "sleep 5501.25 &"),
-        ("in a session", "setsid sleep 5501.25 &"),
-        ("forked twice", "(setsid sh -c 'sleep 5501.25 & sleep 5501.25 &' &) "),
-        ("deaf", "nohup sh -c 'trap \"\" TERM HUP INT; while :; do sleep 5501.25; done' > /dev/null 2>&1 &"),
-        ("stopped", "sleep 5501.25 & kill -STOP $!"),
-        ("holding the streams", "sleep 5501.25 >&2 2>&1 &"),
-    ];
-    for (what, script) in rows {
-        let begin = Instant::now();
-        let mut step = Step::new();
-        step.sh(&format!("{script}\nsleep 0.05; exit 0")).ok();
-        assert_eq!(processes_with("5501.25"), [""; 0], "{what}");
-        assert!(begin.elapsed() < Duration::from_secs(2), "{what}");
-        assert_eq!(mounts_with(step.dir.path().to_str().unwrap()), [""; 0], "{what}");
-    }
-    // The next step can take the port.
-    for _ in 0..2 {
-        Step::new().sh("nc -l -p 45713 & sleep 0.1; netstat -ltn | grep -q ':45713 '").ok();
-    }
-}
-
 /// SIGKILL of the process that called `run`, with commands that try to survive it.
 pub fn killed_parent() {
     let rows: &[(&str, &str, &[&str])] = &[

@@ -14,6 +14,7 @@ mod process;
 mod rights;
 mod support;
 mod terminal;
+mod threats;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -33,26 +34,19 @@ fn main() {
     if arguments.get(1).is_some_and(|first| first == rights::TOUCH_SELF) {
         return rights::touch_self();
     }
-    let tests = tests! {
-        process: exit_codes signals streams environment_is_exact home descriptors first_process session_and_umask limits limits_that_are_asked_for
-            program_lookup no_controlling_terminal scripts large_output invalid_requests;
-        image: users unknown_users hostile_passwd_files working_directories forbidden_working_directories
-            standard_places_that_are_no_directories;
-        rights: capabilities no_new_privileges set_user_id_works hardened insecure system_calls thirty_two_bit_programs masked_paths
-            device_nodes host_name namespaces control_groups_are_hidden
-            own_program;
-        files: changes_land_in_upper deletions_are_whiteouts stubs_are_removed stub_times stubs_behind_links
-            stubs_that_the_command_touched resolv_conf_and_hosts network_none host_network plain_directory many_lowers
-            long_layer_paths volatile_upper_becomes_a_lower older_overlay_calls missing_layer run_is_in_the_layer kept_mount_points;
-        mounts: binds overlays tmpfs inline_files inline_files_are_not_swapped subpaths_stay_inside targets_behind_links targets_that_are_refused
-            nothing_is_left_in_the_layer;
+    let mut tests = tests! {
+        process: exit_codes signals streams home first_process session_and_umask limits limits_that_are_asked_for program_lookup scripts large_output invalid_requests;
+        image: working_directories;
+        rights: no_new_privileges set_user_id_works hardened insecure masked_paths host_name namespaces;
+        files: changes_land_in_upper deletions_are_whiteouts stubs_are_removed stub_times stubs_behind_links resolv_conf_and_hosts network_none host_network plain_directory many_lowers long_layer_paths volatile_upper_becomes_a_lower older_overlay_calls missing_layer run_is_in_the_layer kept_mount_points;
+        mounts: binds tmpfs inline_files inline_files_are_not_swapped targets_that_are_refused nothing_is_left_in_the_layer;
         owners: smoke figures;
         groups: memory processors parents limits_that_are_refused;
         terminal: terminal terminals_are_filtered_too last_words_in_a_terminal failures_in_a_terminal signals_are_passed_on
             read_only_root;
-        endings: daemons_are_gone killed_parent killed_at_any_moment killed_supervisor cancel_is_passed_on cancel_without_handler
-            cancel_twice cancel_after_grace cancelled_before process_limit parallel_runs;
+        endings: killed_parent killed_at_any_moment killed_supervisor cancel_is_passed_on cancel_without_handler cancel_twice cancel_after_grace cancelled_before process_limit parallel_runs;
     };
+    tests.extend(threats::TESTS);
     let skip = support::why_not();
     if let Some(reason) = &skip {
         for (name, _) in &tests {
