@@ -114,8 +114,10 @@ fn groups() -> Vec<String> {
 /// F02: killing only the supervisor, or only the command.
 pub fn killed_supervisor() {
     let step = Step::new();
-    let command = ["sh", "-c", "setsid sleep 5503.5 & echo ready; sleep 5503.5"];
-    let (mut parent, mut lines) = start_parent(&step, "", &command);
+    // Others may run the same test.
+    let mark = format!("5503.{}", std::process::id());
+    let script = format!("setsid sleep {mark} & echo ready; sleep {mark}");
+    let (mut parent, mut lines) = start_parent(&step, "", &["sh", "-c", &script]);
     let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", parent.id())).unwrap();
     let supervisor: i32 = children.trim().parse().unwrap();
     rustix::process::kill_process(rustix::process::Pid::from_raw(supervisor).unwrap(), rustix::process::Signal::KILL).unwrap();
@@ -123,7 +125,7 @@ pub fn killed_supervisor() {
     lines.read_line(&mut line).unwrap();
     assert!(line.starts_with("Err(SupervisorLost { how: \"signal: 9 (SIGKILL)\" })"), "{line}");
     assert!(parent.wait().unwrap().success());
-    soon_empty("supervisor", || processes_with("5503.5"));
+    soon_empty("supervisor", || processes_with(&mark));
 }
 
 /// Runs and triggers `cancel` at each of `moments` after the command said `ready`.
