@@ -13,7 +13,7 @@ use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
-use crate::ground::{Ground, OverlayApi};
+use crate::ground::Ground;
 use crate::idmap::IdMaps;
 use crate::mode::Mode;
 use crate::spec::GroupLimits;
@@ -51,8 +51,6 @@ pub struct Host {
     pub(crate) mount_points: Option<PathBuf>,
     /// kiln's own program, through a mount that nobody can write to (CVE-2019-5736).
     pub(crate) program: Option<Arc<OwnedFd>>,
-    /// The pid namespace to come back to.
-    pub(crate) pid_namespace: Option<Arc<OwnedFd>>,
 }
 
 /// Where the command's `/proc` or `/sys` comes from.
@@ -78,27 +76,39 @@ pub enum Devices {
 impl Host {
     /// Finds out by trying what `entered` and `ground` leave open. Takes well under a millisecond; meant to be called once a process.
     pub fn probe(entered: &Entered, ground: &Ground) -> Host {
-        let mode = match (&entered.mode, probe_root()) {
-            (Mode::Root, Err(reason)) => Mode::Unavailable { reason, remedy: "run kiln as root".to_owned() },
-            (mode, _) => mode.clone(),
-        };
-        let usable = mode == Mode::Root;
+        let is_root = entered.mode == Mode::Root;
+        let mut tried = Tried::default();
+        let mut mode = entered.mode.clone();
+        if mode.is_available() && mode != Mode::Chroot {
+            match try_namespaces(is_root) {
+                Ok(found) => tried = found,
+                Err(reason) => {
+                    let remedy = "start the container with `--privileged`, or kiln outside of it".to_owned();
+                    mode = Mode::Unavailable { reason, remedy };
+                }
+            }
+        }
+        let usable = mode.is_available();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         Host {
             mode,
             ground: ground.clone(),
-            proc: SystemFiles::Fresh,
-            sys: SystemFiles::Fresh,
-            devices: Devices::Made,
-            terminal_group: true,
-            own_network: true,
-            filter: true,
+            proc: if is_root || shows_all_of_proc(&mounts) { SystemFiles::Fresh } else { SystemFiles::Outer },
+            sys: match (is_root, tried.outer_system) {
+                (true, _) => SystemFiles::Fresh,
+                (false, true) => SystemFiles::Outer,
+                (false, false) => SystemFiles::Absent,
+            },
+            devices: if is_root { Devices::Made } else { Devices::Bound },
+            terminal_group: is_root || entered.ids.has_group(5),
+            own_network: tried.own_network,
+            filter: fs::exists("/proc/sys/kernel/seccomp/actions_avail").unwrap_or(false),
             ids: entered.ids.clone(),
             resolv_conf: fs::read("/etc/resolv.conf").unwrap_or_default(),
             masked: throttle_files(),
             group: usable.then(cgroup::find).flatten(),
             mount_points: None,
             program: usable.then(sealed_program).flatten().map(Arc::new),
-            pid_namespace: File::open("/proc/self/ns/pid").ok().map(OwnedFd::from).map(Arc::new),
         }
     }
 }
@@ -148,12 +158,16 @@ impl Host {
     }
 }
 
-/// Makes the namespaces and a mount, in a thread of its own that ends with them.
-fn probe_root() -> Result<(), String> {
-    if !rustix::process::geteuid().is_root() {
-        return Err("kiln is not running as root".to_owned());
-    }
-    let attempt = || -> Result<(), String> {
+/// What a thread of its own found out, whose namespaces end with it.
+#[derive(Debug, Default)]
+struct Tried {
+    own_network: bool,
+    outer_system: bool,
+}
+
+/// Makes the namespaces of a sandbox.
+fn try_namespaces(is_root: bool) -> Result<Tried, String> {
+    let attempt = move || -> Result<Tried, String> {
         let failed = |what: &str, error: io::Error| format!("{what} is refused here ({error})");
         let flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWPID;
         sys::unshare(flags).map_err(|error| failed("making namespaces (`unshare`)", error))?;
@@ -161,24 +175,28 @@ fn probe_root() -> Result<(), String> {
             .map_err(|errno| failed("mounting (`fsopen`)", errno.into()))?;
         rustix::mount::fsconfig_create(&tmpfs)
             .and_then(|()| rustix::mount::fsmount(&tmpfs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()))
-            .map(drop)
-            .map_err(|errno| failed("mounting (`fsmount`)", errno.into()))
+            .map_err(|errno| failed("mounting (`fsmount`)", errno.into()))?;
+        if is_root {
+            return Ok(Tried { own_network: true, outer_system: true });
+        }
+        let all = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        Ok(Tried {
+            outer_system: rustix::mount::open_tree(rustix::fs::CWD, "/sys", all).is_ok(),
+            own_network: sys::unshare(UnshareFlags::NEWNET).is_ok(),
+        })
     };
     let thread = std::thread::Builder::new().name("probe".to_owned()).spawn(attempt).map_err(|error| error.to_string())?;
     thread.join().unwrap_or_else(|_| Err("the probe failed".to_owned()))
 }
 
-/// Which form of layer does the overlay file system take?
-pub(crate) fn probe_overlay() -> OverlayApi {
-    let Ok(context) = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) else { return OverlayApi::Classic };
-    let by_descriptor = File::open("/").is_ok_and(|root| rustix::mount::fsconfig_set_fd(&context, "lowerdir+", root).is_ok());
-    if by_descriptor {
-        return OverlayApi::Descriptors;
-    }
-    match rustix::mount::fsconfig_set_string(&context, "lowerdir+", "/") {
-        Ok(()) => OverlayApi::Paths,
-        Err(_) => OverlayApi::Classic,
-    }
+/// Whether a fresh proc file system may be mounted in a user namespace: where parts of the one that is there are covered, the kernel
+/// refuses to show what is below (`mount_too_revealing` of its fs/namespace.c). Directories that exist only to be mounted on may be.
+fn shows_all_of_proc(mounts: &str) -> bool {
+    let points = || mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    let covered = |point: &str| {
+        point.starts_with("/proc/") && !matches!(point, "/proc/sys/fs/binfmt_misc" | "/proc/fs/nfsd" | "/proc/fs/nfs")
+    };
+    points().any(|point| point == "/proc") && !points().any(covered)
 }
 
 /// Podman hides the thermal counters of each processor, which tell what the neighbours do.
@@ -196,7 +214,37 @@ fn throttle_files() -> Vec<String> {
 /// kiln's program by way of a read-only mount that is attached nowhere.
 fn sealed_program() -> Option<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let program = rustix::mount::open_tree(rustix::fs::CWD, "/proc/self/exe", flags).ok()?;
-    sys::add_mount_attributes(program.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY).ok()?;
+    let link = "/proc/self/exe";
+    let program = rustix::mount::open_tree(rustix::fs::CWD, link, flags).or_else(|_| {
+        // It is reached through a mount of the namespace that kiln has left; the same file has a path in this one.
+        let path = rustix::fs::readlink(link, Vec::new())?;
+        let program = rustix::mount::open_tree(rustix::fs::CWD, path, flags)?;
+        let (found, own) = (rustix::fs::fstat(&program)?, rustix::fs::stat(link)?);
+        let same = (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino);
+        if same { Ok(program) } else { Err(rustix::io::Errno::NOENT) }
+    });
+    let program = program.ok()?;
+    sys::add_mount_attributes(program.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY, false).ok()?;
     Some(program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn covered_proc() {
+        let line = |point: &str| format!("30 25 0:26 / {point} rw,nosuid - proc proc rw\n");
+        let rows: &[(&[&str], bool)] = &[
+            (&["/", "/proc", "/sys"], true),
+            (&["/proc", "/proc/sys/fs/binfmt_misc"], true),
+            (&["/proc", "/proc/kcore"], false),
+            (&["/proc", "/proc/sys"], false),
+            (&["/", "/process/x"], false),
+        ];
+        for (points, expected) in rows {
+            let mounts: String = points.iter().map(|point| line(point)).collect();
+            assert_eq!(shows_all_of_proc(&mounts), *expected, "{points:?}");
+        }
+    }
 }

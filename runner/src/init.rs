@@ -84,7 +84,7 @@ fn try_become(plan: &Plan, sandbox: &mut Sandbox, handover: Option<Handover>) ->
                 sys::load_filter(&filter).map_err(refused)?;
             }
             bounding_set(command.capabilities).map_err(|errno| setup("drop capabilities", &errno.into()))?;
-            become_user(&identity).map_err(|errno| setup("become the user", &errno.into()))?;
+            become_user(&identity).map_err(|errno| not_become(&identity, errno))?;
             capabilities(command.capabilities, identity.uid).map_err(|errno| setup("set capabilities", &errno.into()))?;
         }
     }
@@ -247,6 +247,13 @@ fn appear_as(identity: &Identity) -> Result<(), Failure> {
         std::fs::write(Path::new("/proc/self").join(file), text).map_err(failed)?;
     }
     Ok(())
+}
+
+fn not_become(identity: &Identity, errno: Errno) -> Failure {
+    let Identity { uid, gid, .. } = identity;
+    // setresuid(2): "not valid in this user namespace".
+    let why = if errno == Errno::INVAL { ", who has no id in kiln's user namespace" } else { "" };
+    setup(&format!("become the user {uid}:{gid}{why}"), &errno.into())
 }
 
 fn become_user(identity: &Identity) -> Result<(), Errno> {

@@ -5,6 +5,7 @@
 
 use std::ffi::{CString, OsStr};
 use std::fmt::Write as _;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -133,6 +134,32 @@ impl Sandbox {
             Step::MountPoint { target } => drop(self.standard_place(target)?),
             Step::Standard { source, target } => self.mount_standard(source, target)?,
             Step::Mount { source, subpath, attributes, target } => self.mount_extra(source, subpath, *attributes, target)?,
+            Step::Outer { path, attributes } => {
+                let mount = clone_all(rustix::fs::CWD, path)?;
+                add_attributes_below(mount.as_fd(), *attributes)?;
+                let place = self.standard_place(path)?;
+                attach(mount.as_fd(), place.as_fd())?;
+                self.keep_system(path, mount);
+            }
+            Step::BoundDevice { path, major, minor, required } => match clone_mount(rustix::fs::CWD, path) {
+                Err(StepError::Walk(WalkError::System(Errno::NOENT))) if !required => {}
+                device => {
+                    let device = device?;
+                    let stat = rustix::fs::fstat(&device)?;
+                    let is_it = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+                        && stat.st_rdev == rustix::fs::makedev(*major, *minor);
+                    if !is_it {
+                        return Err(StepError::Told { words: format!("`{path}` is another thing"), errno: Errno::NODEV });
+                    }
+                    let (directory, name) = self.own_directory(path)?;
+                    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                    rustix::fs::openat(&directory, name, flags, Mode::from_raw_mode(0o666))?;
+                    let place =
+                        rustix::fs::openat(&directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+                    add_attributes(device.as_fd(), Attributes { readonly: false, nosuid: true, nodev: false, noexec: true })?;
+                    attach(device.as_fd(), place.as_fd())?;
+                }
+            },
             Step::Device { path, major, minor } => {
                 let (directory, name) = self.own_directory(path)?;
                 let device = rustix::fs::makedev(*major, *minor);
@@ -157,8 +184,9 @@ impl Sandbox {
             }
             Step::ReadOnly { path } => {
                 if let Some(place) = self.in_system(path)? {
-                    let same = clone_mount(place.as_fd(), "")?;
-                    add_attributes(same.as_fd(), Attributes { readonly: true, nosuid: true, nodev: true, noexec: true })?;
+                    // Of a container's own `/proc` parts are covered already, and can't be uncovered.
+                    let same = clone_all(place.as_fd(), "")?;
+                    add_attributes_below(same.as_fd(), Attributes { readonly: true, nosuid: true, nodev: true, noexec: true })?;
                     attach(same.as_fd(), place.as_fd())?;
                 }
             }
@@ -240,13 +268,17 @@ impl Sandbox {
         };
         let place = self.standard_place(target)?;
         attach(mount.as_fd(), place.as_fd())?;
+        self.keep_system(target, mount);
+        Ok(())
+    }
+
+    fn keep_system(&mut self, target: &str, mount: OwnedFd) {
         match target {
             "/proc" => self.proc = Some(mount),
             "/sys" => self.sys = Some(mount),
             "/dev/pts" => self.pts = Some(mount),
             _ => {}
         }
-        Ok(())
     }
 
     /// A mount point that has to be a real directory (CVE-2023-27561).
@@ -316,7 +348,7 @@ impl Sandbox {
             Some((upper, work)) => Some((self.open_upper(upper)?, open_layer(work)?)),
             None => None,
         };
-        let layers = OverlayLayers { lowers: layers, upper };
+        let layers = OverlayLayers { lowers: layers, upper, user_xattr: overlay.user_xattr, volatile: overlay.volatile };
         match (overlay.api, place) {
             (OverlayApi::Classic, place) => {
                 let place = match place {
@@ -378,6 +410,30 @@ struct OverlayLayers {
     lowers: Vec<OwnedFd>,
     /// Upper and work directory.
     upper: Option<(OwnedFd, OwnedFd)>,
+    user_xattr: bool,
+    volatile: bool,
+}
+
+/// Mounts an overlay, whose directories are named by paths, on `place` or nowhere: for whoever only wants to know whether that works.
+pub(crate) fn try_overlay(overlay: &Overlay, place: OwnedFd) -> io::Result<OwnedFd> {
+    let open = |path: &OsStr| open_directory(rustix::fs::CWD, path);
+    let lowers: Result<Vec<OwnedFd>, Errno> = overlay.lowers.iter().map(|path| open(path)).collect();
+    let upper = match &overlay.upper {
+        Some((upper, work)) => Some((open(upper)?, open(work)?)),
+        None => None,
+    };
+    let layers = OverlayLayers { lowers: lowers?, upper, user_xattr: overlay.user_xattr, volatile: overlay.volatile };
+    let attributes = Attributes { readonly: false, nosuid: false, nodev: true, noexec: false };
+    let mounted = match overlay.api {
+        OverlayApi::Classic => layers.mount_classic(place.as_fd(), attributes),
+        api => layers.mount(api, attributes),
+    };
+    mounted.map_err(|error| match error {
+        StepError::Told { words, errno } => io::Error::new(io::Error::from(errno).kind(), format!("the kernel says: {words}")),
+        StepError::Feature { feature, .. } => io::Error::new(io::ErrorKind::Unsupported, format!("the kernel lacks {feature}")),
+        StepError::Walk(WalkError::System(errno)) => errno.into(),
+        StepError::Walk(WalkError::Blocked { reason, .. }) => io::Error::other(reason),
+    })
 }
 
 /// Keeps to what every reader of a layer understands: no renamed directories, no files without their data, no index; and follows no
@@ -401,7 +457,12 @@ impl OverlayLayers {
                 set("workdir", work)?;
                 // The upper directory is either committed, and then synced by whoever makes it durable, or thrown away. Without
                 // this the end of each mount would sync the whole file system.
-                rustix::mount::fsconfig_set_flag(&context, "volatile")?;
+                if self.volatile {
+                    rustix::mount::fsconfig_set_flag(&context, "volatile")?;
+                }
+            }
+            if self.user_xattr {
+                rustix::mount::fsconfig_set_flag(&context, "userxattr")?;
             }
             for (key, value) in OVERLAY_OPTIONS {
                 rustix::mount::fsconfig_set_string(&context, *key, *value)?;
@@ -423,10 +484,14 @@ impl OverlayLayers {
         if let Some((upper, work)) = &self.upper {
             let _ = write!(
                 options,
-                ",upperdir={},workdir={},volatile",
+                ",upperdir={},workdir={}{}",
                 descriptor_path(upper.as_fd()),
-                descriptor_path(work.as_fd())
+                descriptor_path(work.as_fd()),
+                if self.volatile { ",volatile" } else { "" }
             );
+        }
+        if self.user_xattr {
+            options.push_str(",userxattr");
         }
         for (key, value) in OVERLAY_OPTIONS {
             let _ = write!(options, ",{key}={value}");
@@ -516,6 +581,15 @@ fn clone_mount(directory: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, StepErr
     Ok(rustix::mount::open_tree(directory, name, flags)?)
 }
 
+/// The same with all that is mounted below it.
+fn clone_all(directory: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, StepError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    Ok(rustix::mount::open_tree(directory, name, flags)?)
+}
+
 /// The same for a path below `whole` that can't lead out of it.
 fn clone_below(whole: OwnedFd, subpath: &OsStr) -> Result<OwnedFd, StepError> {
     if subpath.is_empty() {
@@ -535,10 +609,19 @@ fn add_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> Result<(), S
     if flags.is_empty() {
         return Ok(());
     }
-    sys::add_mount_attributes(mount, flags).map_err(|error| match errno(error) {
+    sys::add_mount_attributes(mount, flags, false).map_err(lacks_setattr)
+}
+
+/// To a mount and all below it.
+fn add_attributes_below(mount: BorrowedFd<'_>, attributes: Attributes) -> Result<(), StepError> {
+    sys::add_mount_attributes(mount, attribute_flags(attributes), true).map_err(lacks_setattr)
+}
+
+fn lacks_setattr(error: io::Error) -> StepError {
+    match errno(error) {
         errno @ Errno::NOSYS => StepError::Feature { feature: "`mount_setattr` (Linux 5.12)".to_owned(), errno },
         errno => errno.into(),
-    })
+    }
 }
 
 fn attribute_flags(attributes: Attributes) -> MountAttrFlags {

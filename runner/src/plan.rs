@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::RunError;
 use crate::ground::OverlayApi;
-use crate::host::Host;
+use crate::host::{Devices, Host, SystemFiles};
 use crate::mode::Mode;
 use crate::spec::{MountSource, Network, Recorder, Resource, RootFs, RunSpec, Security, Streams};
 
@@ -90,6 +90,8 @@ pub(crate) struct Overlay {
     /// Upper and work directory.
     pub(crate) upper: Option<(OsString, OsString)>,
     pub(crate) api: OverlayApi,
+    pub(crate) user_xattr: bool,
+    pub(crate) volatile: bool,
 }
 
 /// What a mount shows.
@@ -124,8 +126,12 @@ pub(crate) enum Step {
     Standard { source: Virtual, target: String },
     /// Mount on a place where links are followed inside the root.
     Mount { source: Source, subpath: OsString, attributes: Attributes, target: OsString },
+    /// Mount kiln's own file system of that place there, with all that is mounted below it.
+    Outer { path: String, attributes: Attributes },
     /// Make a character device.
     Device { path: String, major: u32, minor: u32 },
+    /// Mount kiln's own character device of that path; one that is not `required` may be missing.
+    BoundDevice { path: String, major: u32, minor: u32, required: bool },
     /// Make a directory in a file system of kiln's.
     Directory { path: String },
     /// Make the command's terminal, which is also to be seen at `console`.
@@ -218,7 +224,7 @@ pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
         outside.push(Step::LoopbackUp);
     }
     outside.extend(root(spec, host));
-    outside.extend(devices(spec));
+    outside.extend(devices(spec, host));
     outside.extend(system(spec, host));
     outside.extend(names(spec, host));
     for (index, mount) in spec.mounts.iter().enumerate() {
@@ -229,8 +235,12 @@ pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
     outside.push(Step::MountPoint { target: "/proc".to_owned() });
 
     let proc = Virtual { kind: "proc".to_owned(), options: vec![], attributes: INERT };
-    let mut inside = vec![Step::Standard { source: proc, target: "/proc".to_owned() }];
-    if spec.security != Security::Insecure {
+    let mut inside = match host.proc {
+        SystemFiles::Fresh => vec![Step::Standard { source: proc, target: "/proc".to_owned() }],
+        SystemFiles::Outer => vec![Step::Outer { path: "/proc".to_owned(), attributes: INERT }],
+        SystemFiles::Absent => vec![],
+    };
+    if spec.security != Security::Insecure && host.proc != SystemFiles::Absent {
         inside.extend(MASKED_PROC.iter().map(|path| Step::Mask { path: (*path).to_owned() }));
         inside.extend(READONLY_PROC.iter().map(|path| Step::ReadOnly { path: (*path).to_owned() }));
     }
@@ -250,8 +260,8 @@ pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
             Security::Insecure => u64::MAX,
         },
         // Where there is one id a program can't be set to another one's, so that nothing is lost by it.
-        no_new_privileges: spec.security == Security::Hardened || spec.recorder.is_some(),
-        filtered: spec.security != Security::Insecure,
+        no_new_privileges: spec.security == Security::Hardened || spec.recorder.is_some() || host.mode == Mode::OneId,
+        filtered: spec.security != Security::Insecure && host.filter,
         recorder: spec.recorder.clone(),
         streams: spec.streams,
         limits: limits(spec),
@@ -363,16 +373,23 @@ fn overlay(lowers: &[PathBuf], upper: Option<(&PathBuf, &PathBuf)>, host: &Host)
         lowers: lowers.iter().map(|lower| lower.clone().into_os_string()).collect(),
         upper: upper.map(|(upper, work)| (upper.clone().into_os_string(), work.clone().into_os_string())),
         api: host.ground.overlay,
+        user_xattr: host.ground.user_xattr,
+        volatile: host.ground.volatile,
     }
 }
 
-fn devices(spec: &RunSpec) -> Vec<Step> {
+fn devices(spec: &RunSpec, host: &Host) -> Vec<Step> {
     // 0755: in a sticky directory the kernel refuses to open a device of another owner with O_CREAT, as `>` does
     // (fs.protected_regular).
     let dev = tmpfs(&[("mode", "755".to_owned()), ("size", (64 << 20).to_string())], Attributes { nosuid: true, ..PLAIN });
     let pts = Virtual {
         kind: "devpts".to_owned(),
-        options: [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+        options: [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")]
+            .iter()
+            // A group that has no id here is refused (EINVAL).
+            .filter(|(key, _)| *key != "gid" || host.terminal_group)
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
         attributes: Attributes { nodev: false, ..INERT },
     };
     let shm = tmpfs(&[("mode", "1777".to_owned()), ("size", spec.shm_size.to_string())], INERT);
@@ -383,10 +400,16 @@ fn devices(spec: &RunSpec) -> Vec<Step> {
         steps.push(Step::Directory { path: "/dev/net".to_owned() });
         known.extend(MORE_DEVICES);
     }
-    let device = |(path, major, minor): (&str, u32, u32)| Step::Device { path: path.to_owned(), major, minor };
-    steps.extend(known.into_iter().map(device));
+    let device = |path: String, major, minor| match host.devices {
+        Devices::Made => Step::Device { path, major, minor },
+        Devices::Bound => {
+            let required = DEVICES.iter().any(|(known, ..)| *known == path);
+            Step::BoundDevice { path, major, minor, required }
+        }
+    };
+    steps.extend(known.into_iter().map(|(path, major, minor)| device(path.to_owned(), major, minor)));
     if spec.security == Security::Insecure {
-        steps.extend((0..LOOP_DEVICES).map(|minor| Step::Device { path: format!("/dev/loop{minor}"), major: 7, minor }));
+        steps.extend((0..LOOP_DEVICES).map(|minor| device(format!("/dev/loop{minor}"), 7, minor)));
     }
     steps.extend(DEVICE_LINKS.iter().map(|(path, to)| Step::Link { path: (*path).to_owned(), to: (*to).to_owned() }));
     for (path, source) in [("/dev/pts", pts), ("/dev/shm", shm), ("/dev/mqueue", mqueue)] {
@@ -412,10 +435,15 @@ fn system(spec: &RunSpec, host: &Host) -> Vec<Step> {
     let insecure = spec.security == Security::Insecure;
     let attributes = if insecure { INERT } else { INERT_READONLY };
     let sys = Virtual { kind: "sysfs".to_owned(), options: vec![], attributes };
+    let mut steps = match host.sys {
+        // It shows the devices of a network, and whoever mounts it has to own that.
+        SystemFiles::Fresh => vec![Step::Standard { source: sys, target: "/sys".to_owned() }],
+        SystemFiles::Outer => vec![Step::Outer { path: "/sys".to_owned(), attributes }],
+        SystemFiles::Absent => return vec![Step::MountPoint { target: "/sys".to_owned() }],
+    };
     if insecure {
-        return vec![Step::Standard { source: sys, target: "/sys".to_owned() }];
+        return steps;
     }
-    let mut steps = vec![Step::Standard { source: sys, target: "/sys".to_owned() }];
     // The group tree itself is not shown: a build has no use for it, and a mount that isn't there can't be made writable.
     steps.push(Step::Mask { path: "/sys/fs/cgroup".to_owned() });
     let masked = MASKED_SYS.iter().copied().chain(host.masked.iter().map(String::as_str));
@@ -495,6 +523,8 @@ impl fmt::Display for Step {
                 }
                 write!(f, "{attributes} on `{}`", target.display())
             }
+            Step::Outer { path, attributes } => write!(f, "mount `{path}` of the host, and all below it{attributes}"),
+            Step::BoundDevice { path, major, minor, .. } => write!(f, "mount the device `{path}` of the host ({major}:{minor})"),
             Step::Device { path, major, minor } => write!(f, "make the device `{path}` ({major}:{minor})"),
             Step::Directory { path } => write!(f, "make the directory `{path}`"),
             Step::Link { path, to } => write!(f, "make the link `{path}` to `{to}`"),

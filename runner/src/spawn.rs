@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use rustix::thread::UnshareFlags;
 
 use crate::cancel::Cancel;
 use crate::cgroup::Group;
 use crate::error::RunError;
 use crate::host::Host;
-use crate::plan::plan;
+use crate::plan::{Plan, plan};
 use crate::remote::Remote;
 use crate::spec::{Outcome, RootFs, RunSpec, Status, Stream, Streams};
 use crate::streams::{self, Handed, Joint, Wait};
@@ -33,8 +33,8 @@ const REOPENED: Duration = Duration::from_millis(20);
 /// Runs `spec` to its end and hands its output to `output` as it comes.
 ///
 /// When it returns, whatever the result, no process and no mount of the run exists, and what the command changed is complete in the
-/// root's upper directory (see [`RootFs`] on what is on the disk by then). SIGKILL of the calling process, or the end of the calling
-/// thread, ends the run. `output` is called on the calling thread.
+/// root's upper directory (see [`RootFs`] on what is on the disk by then). SIGKILL of the calling process ends the run. `output` is called
+/// on a thread of the run's own.
 ///
 /// # Errors
 /// When the command could not be run to its end; a failing command is an `Ok`. [`RunError::Cancelled`] when `cancel` ended it.
@@ -62,6 +62,22 @@ pub fn run_attached(
     if cancel.is_triggered() {
         return Err(RunError::Cancelled);
     }
+    // A thread that makes a pid namespace for its children can start no other thread afterwards, and in a user namespace it isn't
+    // let back into its own.
+    std::thread::scope(|scope| {
+        let run = || run_here(spec, host, plan, (cancel, remote), output);
+        let thread = std::thread::Builder::new().name("run".to_owned()).spawn_scoped(scope, run).map_err(RunError::Supervisor)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn run_here(
+    spec: &RunSpec,
+    host: &Host,
+    plan: Plan,
+    (cancel, remote): (&Cancel, Option<&Remote>),
+    output: &mut (dyn FnMut(Stream, &[u8]) + Send),
+) -> Result<Outcome, RunError> {
     let group = Group::make(host.group.as_ref(), spec.pids, &spec.group)?;
     let window = streams::window().filter(|_| matches!(spec.streams, Streams::Terminal { .. }));
     let assignment = Assignment { plan, group: group.places(), window: window.map(|size| (size.ws_row, size.ws_col)) };
@@ -121,7 +137,8 @@ impl Supervisor {
         };
         let mut command = Command::new(program);
         command.arg0(NAME).env_clear().stdin(OwnedFd::from(theirs)).stdout(handed.stdout).stderr(handed.stderr);
-        let mut child = in_new_pid_namespace(host, || command.spawn())?;
+        sys::unshare(UnshareFlags::NEWPID)?;
+        let mut child = command.spawn()?;
         let stdout = child.stdout.take().map(OwnedFd::from);
         let stderr = child.stderr.take().map(OwnedFd::from);
         Ok(Supervisor { child, socket, stdout, stderr, joint, input: handed.input, waited: false })
@@ -313,14 +330,4 @@ impl Wishes {
             (Some(_), true) => None,
         }
     }
-}
-
-/// Calls `spawn` with this thread's next child to be the first process of a new pid namespace.
-fn in_new_pid_namespace<T>(host: &Host, spawn: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let own = host.pid_namespace.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-    sys::unshare(UnshareFlags::NEWPID)?;
-    let result = spawn();
-    // The kernel keeps this per thread; without it the thread could start no other thread.
-    rustix::thread::move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::ProcessID))?;
-    result
 }

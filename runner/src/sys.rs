@@ -134,8 +134,8 @@ struct MountAttributes {
     user_namespace: u64,
 }
 
-/// Adds attributes to the mount whose root `mount` is.
-pub(crate) fn add_mount_attributes(mount: BorrowedFd<'_>, set: MountAttrFlags) -> io::Result<()> {
+/// Adds attributes to the mount whose root `mount` is, and to those below it.
+pub(crate) fn add_mount_attributes(mount: BorrowedFd<'_>, set: MountAttrFlags, below: bool) -> io::Result<()> {
     let attributes = MountAttributes { set: u64::from(set.bits()), clear: 0, propagation: 0, user_namespace: 0 };
     // SAFETY: the path is a C string, the struct has the size that is passed; both live through the call.
     check(unsafe {
@@ -143,7 +143,7 @@ pub(crate) fn add_mount_attributes(mount: BorrowedFd<'_>, set: MountAttrFlags) -
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            if below { libc::AT_EMPTY_PATH | libc::AT_RECURSIVE } else { libc::AT_EMPTY_PATH },
             &raw const attributes,
             size_of::<MountAttributes>(),
         )

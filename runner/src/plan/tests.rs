@@ -29,7 +29,6 @@ fn root_host() -> Host {
         group: None,
         mount_points: None,
         program: None,
-        pid_namespace: None,
     }
 }
 

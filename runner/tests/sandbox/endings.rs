@@ -118,7 +118,10 @@ pub fn killed_supervisor() {
     let mark = format!("5503.{}", std::process::id());
     let script = format!("setsid sleep {mark} & echo ready; sleep {mark}");
     let (mut parent, mut lines) = start_parent(&step, "", &["sh", "-c", &script]);
-    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", parent.id())).unwrap();
+    // A run has a thread of its own.
+    let threads = std::fs::read_dir(format!("/proc/{}/task", parent.id())).unwrap();
+    let children: String =
+        threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("children")).unwrap()).collect();
     let supervisor: i32 = children.trim().parse().unwrap();
     rustix::process::kill_process(rustix::process::Pid::from_raw(supervisor).unwrap(), rustix::process::Signal::KILL).unwrap();
     let mut line = String::new();
