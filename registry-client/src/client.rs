@@ -1,6 +1,6 @@
 //! Hides the order of the protocol's requests behind calls that each do one whole thing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::sync::{Mutex, PoisonError};
 
@@ -8,6 +8,8 @@ use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::Digest;
 use kiln_oci::reference::Reference;
 use reqwest::Method;
+use reqwest::header::HeaderMap;
+use url::Url;
 
 use crate::auth::Auth;
 use crate::blob::{self, Download};
@@ -16,9 +18,9 @@ use crate::credentials::Credentials;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Operation};
 use crate::exchange::{Ask, Exchange};
-use crate::transport::Transport;
+use crate::transport::{Body, Outgoing, Transport};
 use crate::upload::Upload;
-use crate::{Options, Repository, Result, Warning, manifest, upload};
+use crate::{Options, Repository, Result, Serves, Warning, manifest, upload};
 
 /// Speaks to registries. Share one among all threads of a process: tokens and connections are kept.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub struct Client {
     auth: Auth,
     /// Locations of mirrors that couldn't be reached; they aren't asked again.
     absent: Mutex<BTreeSet<String>>,
+    /// Which of the hosts that may do without TLS do so.
+    plain: Mutex<BTreeMap<Url, bool>>,
 }
 
 /// How a blob came to be in a repository.
@@ -57,16 +61,13 @@ impl Client {
     /// A mirror's location or a registry's name is not `host[:port]` (with a path, for a mirror).
     pub fn new(options: Options) -> Result<Self> {
         for registry in options.registries.keys() {
-            Endpoint::registry(&options, registry).and_then(|_| Endpoint::mirrors(&options, registry)).map_err(|kind| {
-                Error::new(
-                    Operation { action: "use", subject: String::new(), registry: registry.clone(), host: registry.clone() },
-                    kind,
-                )
-            })?;
+            Endpoint::registry(&options, registry)
+                .and_then(|_| Endpoint::mirrors(&options, registry))
+                .map_err(|kind| Error::new(operation("use", "", registry), kind))?;
         }
         let transport = Transport::new(&options);
         let auth = Auth::new(options.credentials.clone());
-        Ok(Self { options, transport, auth, absent: Mutex::default() })
+        Ok(Self { options, transport, auth, absent: Mutex::default(), plain: Mutex::default() })
     }
 
     /// The settings that it was made with.
@@ -79,11 +80,11 @@ impl Client {
     /// # Errors
     /// As [`fetch_manifest`](Self::fetch_manifest).
     pub fn resolve(&self, reference: &Reference) -> Result<Descriptor> {
-        self.pull("resolve", &reference.into(), &reference.to_string(), &mut |exchange| match manifest::resolve(
-            exchange, reference,
-        )? {
-            Some(descriptor) => Ok(descriptor),
-            None => manifest::fetch(exchange, reference).map(|(descriptor, _)| descriptor),
+        self.pull("resolve", &reference.into(), asked_by(reference), &reference.to_string(), &mut |exchange| {
+            match manifest::resolve(exchange, reference)? {
+                Some(descriptor) => Ok(descriptor),
+                None => manifest::fetch(exchange, reference).map(|(descriptor, _)| descriptor),
+            }
         })
     }
 
@@ -93,7 +94,7 @@ impl Client {
     /// # Errors
     /// Not found, not reachable, not allowed, or refused because what came is not what was asked for.
     pub fn fetch_manifest(&self, reference: &Reference) -> Result<(Descriptor, Vec<u8>)> {
-        self.pull("pull manifest", &reference.into(), &reference.to_string(), &mut |exchange| {
+        self.pull("pull manifest", &reference.into(), asked_by(reference), &reference.to_string(), &mut |exchange| {
             manifest::fetch(exchange, reference)
         })
     }
@@ -114,7 +115,8 @@ impl Client {
     ) -> Result<()> {
         let mut download = Download::new(descriptor, sink, progress);
         let subject = format!("{repository}@{}", descriptor.digest);
-        self.pull("pull blob", repository, &subject, &mut |exchange| download.fetch(exchange, repository))
+        // Whichever mirror the manifest came from may have it, and its bytes are checked.
+        self.pull("pull blob", repository, Serves::All, &subject, &mut |exchange| download.fetch(exchange, repository))
     }
 
     /// Whether the registry itself (no mirror) has a blob in this repository.
@@ -122,7 +124,7 @@ impl Client {
     /// # Errors
     /// Any answer but yes and no.
     pub fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool> {
-        let endpoint = self.registry(repository.domain())?;
+        let endpoint = self.target(repository)?;
         let subject = format!("{repository}@{digest}");
         let exchange = self.exchange(&endpoint, "look for blob", &subject, repository, Scopes::pull(repository.path()));
         Ok(blob::head(&exchange, repository, digest)?.is_some())
@@ -137,7 +139,7 @@ impl Client {
         if from.domain() != repository.domain() || from.path() == repository.path() {
             return Ok(false);
         }
-        let endpoint = self.registry(repository.domain())?;
+        let endpoint = self.target(repository)?;
         let scopes = Scopes::push(repository.path()).with(from.path(), &["pull"]);
         let subject = format!("{repository}@{digest}");
         let exchange = self.exchange(&endpoint, "mount blob", &subject, repository, scopes);
@@ -173,7 +175,7 @@ impl Client {
         open: &dyn Fn() -> io::Result<Box<dyn Read + Send>>,
         progress: &dyn Fn(u64),
     ) -> Result<Pushed> {
-        let endpoint = self.registry(repository.domain())?;
+        let endpoint = self.target(repository)?;
         let same = |source: &&Repository| source.domain() == repository.domain() && source.path() != repository.path();
         let sources: Vec<&Repository> = sources.iter().filter(same).collect();
         let subject = format!("{repository}@{}", descriptor.digest);
@@ -192,7 +194,7 @@ impl Client {
         media_type: &str,
         bytes: &[u8],
     ) -> Result<Digest> {
-        let endpoint = self.registry(repository.domain())?;
+        let endpoint = self.target(repository)?;
         let subject = match name {
             ManifestName::Tag(tag) => format!("{repository}:{tag}"),
             ManifestName::Digest => format!("{repository}@{}", Digest::of(bytes)),
@@ -232,43 +234,67 @@ impl Client {
         &self,
         action: &'static str,
         repository: &Repository,
+        by: Serves,
         subject: &str,
         fetch: &mut dyn FnMut(&Exchange<'_>) -> Result<T>,
     ) -> Result<T> {
-        let registry = self.registry(repository.domain())?;
-        let mut mirrors = Endpoint::mirrors(&self.options, repository.domain())
-            .map_err(|kind| Error::new(registry.operation(action, subject), kind))?;
+        let mut sources = Endpoint::sources(&self.options, repository, by)
+            .map_err(|kind| Error::new(operation(action, subject, repository.domain()), kind))?;
         {
             let absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
-            mirrors.retain(|mirror| !absent.contains(&mirror.host));
+            sources.retain(|source| !source.mirror || !absent.contains(&source.host));
         }
-        let mut ask = |endpoint: &Endpoint| {
-            let scopes = Scopes::pull(&endpoint.path(repository.path()));
-            fetch(&self.exchange(endpoint, action, subject, repository, scopes))
-        };
         let mut passed: Vec<Error> = Vec::new();
-        for (position, mirror) in mirrors.iter().enumerate() {
-            let error = match ask(mirror) {
+        let mut sources = sources.into_iter().peekable();
+        loop {
+            let Some(source) = sources.next() else {
+                // The last one is no mirror and ends this below.
+                return Err(Error::new(operation(action, subject, repository.domain()), ErrorKind::Cancelled));
+            };
+            let source = self.settled(source);
+            let scopes = Scopes::pull(&source.path(repository.path()));
+            let error = match fetch(&self.exchange(&source, action, subject, repository, scopes)) {
                 Ok(done) => return Ok(done),
-                Err(error) if error.kind().is_another_hosts_turn() => error,
-                Err(error) => return Err(error.after(&passed)),
+                Err(error) => error,
+            };
+            let Some(next) = sources.peek().filter(|_| error.kind().is_another_hosts_turn()) else {
+                return Err(error.after(&passed));
             };
             if matches!(error.kind(), ErrorKind::Unreachable { .. }) {
-                self.absent.lock().unwrap_or_else(PoisonError::into_inner).insert(mirror.host.clone());
+                self.absent.lock().unwrap_or_else(PoisonError::into_inner).insert(source.host.clone());
             }
-            let next = &mirrors.get(position + 1).unwrap_or(&registry).host;
-            self.options.warnings.say(&Warning::MirrorPassedOver { mirror: &mirror.host, next, cause: &error });
+            self.options.warnings.say(&Warning::MirrorPassedOver { mirror: &source.host, next: &next.host, cause: &error });
             passed.push(error);
         }
-        ask(&registry).map_err(|error| error.after(&passed))
     }
 
     fn registry(&self, registry: &str) -> Result<Endpoint> {
-        Endpoint::registry(&self.options, registry).map_err(|kind| {
-            let operation =
-                Operation { action: "reach", subject: String::new(), registry: registry.to_owned(), host: registry.to_owned() };
-            Error::new(operation, kind)
-        })
+        Endpoint::registry(&self.options, registry).map_err(|kind| Error::new(operation("reach", "", registry), kind))
+    }
+
+    fn target(&self, repository: &Repository) -> Result<Endpoint> {
+        let target = Endpoint::target(&self.options, repository);
+        let target = target.map_err(|kind| Error::new(operation("reach", "", repository.domain()), kind))?;
+        Ok(self.settled(target))
+    }
+
+    /// The endpoint in plain http if it may be and there is no TLS; asked once, before any credentials could be sent.
+    fn settled(&self, endpoint: Endpoint) -> Endpoint {
+        if !endpoint.falls_back {
+            return endpoint;
+        }
+        let mut known = self.plain.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_plain = known.get(&endpoint.base).copied().unwrap_or_else(|| {
+            let answers = |endpoint: &Endpoint| {
+                let (url, trust) = (endpoint.base.clone(), &endpoint.trust);
+                self.transport
+                    .send(Outgoing { method: Method::GET, url, headers: HeaderMap::new(), body: Body::None, trust })
+                    .is_ok()
+            };
+            !answers(&endpoint) && answers(&endpoint.clone().plain())
+        });
+        known.insert(endpoint.base.clone(), is_plain);
+        if is_plain { endpoint.plain() } else { endpoint }
     }
 
     fn exchange<'a>(
@@ -289,4 +315,14 @@ impl Client {
             operation: endpoint.operation(action, subject),
         }
     }
+}
+
+/// What mirrors are asked by.
+fn asked_by(reference: &Reference) -> Serves {
+    if reference.digest().is_some() { Serves::Digests } else { Serves::Tags }
+}
+
+/// An operation that ended before it was known which host it goes to.
+fn operation(action: &'static str, subject: &str, registry: &str) -> Operation {
+    Operation { action, subject: subject.to_owned(), registry: registry.to_owned(), host: registry.to_owned() }
 }

@@ -183,6 +183,12 @@ pub enum ErrorKind {
         /// Why.
         cause: String,
     },
+    /// The settings forbid the name.
+    #[error("names that begin with `{prefix}` are blocked in `registries.conf`")]
+    Blocked {
+        /// The rule's prefix.
+        prefix: String,
+    },
     /// A setting makes no sense.
     #[error("setting: {0}")]
     Setting(String),

@@ -21,6 +21,7 @@ pub mod error;
 mod exchange;
 mod manifest;
 pub mod options;
+mod proxy;
 mod repository;
 mod tls;
 mod transport;
@@ -29,7 +30,8 @@ mod upload;
 pub use client::{Client, ManifestName, Pushed};
 pub use credentials::{CredentialError, CredentialStore, Credentials, Kept};
 pub use error::{Error, ErrorKind};
-pub use options::{Mirror, Options, RegistryOptions, RetryPolicy, Warning, Warnings};
+pub use options::{Mirror, Options, RegistryOptions, RetryPolicy, Rule, Serves, Warning, Warnings};
+pub use proxy::Proxies;
 pub use repository::Repository;
 
 /// What every call of this crate returns.

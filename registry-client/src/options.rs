@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::credentials::CredentialStore;
 use crate::error::Error;
+use crate::proxy::Proxies;
 
 /// How a [`Client`](crate::Client) reaches registries.
 #[derive(Debug, Clone)]
@@ -16,6 +17,13 @@ pub struct Options {
     /// Settings by registry, the key as references name it: `docker.io`, `registry.example.com`, `localhost:5000`. A mirror's
     /// own `host:port` may be a key too, for its `ca_file`.
     pub registries: BTreeMap<String, RegistryOptions>,
+    /// Settings by the beginning of names, as in containers' `registries.conf`. Of those that fit a name the longest counts.
+    pub rules: Vec<Rule>,
+    /// Folders with a folder `HOST[:PORT]` for each host that needs certificates: `*.crt` are authorities, `*.cert` and `*.key`
+    /// what the client shows. The first folder that has one for a host counts.
+    pub certs_folders: Vec<PathBuf>,
+    /// Through which proxies hosts are reached.
+    pub proxies: Proxies,
     /// Where user names, passwords and tokens come from; read when a registry first asks for them.
     pub credentials: CredentialStore,
     /// The `User-Agent` header.
@@ -36,6 +44,9 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             registries: BTreeMap::new(),
+            rules: Vec::new(),
+            certs_folders: Vec::new(),
+            proxies: Proxies::default(),
             credentials: CredentialStore::default(),
             user_agent: concat!("kiln/", env!("CARGO_PKG_VERSION")).to_owned(),
             retry: RetryPolicy::default(),
@@ -56,6 +67,8 @@ pub struct RegistryOptions {
     pub plain_http: Option<bool>,
     /// A PEM file with certificates of authorities to trust besides the system's.
     pub ca_file: Option<PathBuf>,
+    /// PEM files with a certificate and its key that are shown to the registry itself, and to no other host.
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
     /// Accept any certificate. Whoever sits between can then read the credentials.
     pub insecure_skip_verify: bool,
     /// The `host[:port]` of the token service that identity tokens may go to, when it has no domain in common with the registry.
@@ -70,13 +83,44 @@ pub struct Mirror {
     pub location: String,
     /// As [`RegistryOptions::plain_http`].
     pub plain_http: Option<bool>,
+    /// As [`Rule::insecure`].
+    pub insecure: bool,
+    /// For which names it is asked.
+    pub serves: Serves,
 }
 
 impl Mirror {
     /// A mirror that is reached by https, or by plain http when it is on this machine.
     pub fn new(location: impl Into<String>) -> Self {
-        Self { location: location.into(), plain_http: None }
+        Self { location: location.into(), plain_http: None, insecure: false, serves: Serves::All }
     }
+}
+
+/// For which names a mirror is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Serves {
+    /// Tags and digests.
+    #[default]
+    All,
+    /// Digests only, so that it can't give a tag another meaning.
+    Digests,
+    /// Tags only.
+    Tags,
+}
+
+/// What holds for all repositories whose name begins alike: one table of containers' `registries.conf`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rule {
+    /// The whole parts that names begin with: `registry.example.com`, `docker.io/library`, or `*.example.com`.
+    pub prefix: String,
+    /// What stands in the prefix's place when something is pulled; empty when nothing does.
+    pub location: String,
+    /// Nothing with such a name may be pulled or pushed.
+    pub blocked: bool,
+    /// Any certificate will do, and plain http where there is no TLS.
+    pub insecure: bool,
+    /// As [`RegistryOptions::mirrors`], which go before these; their paths stand in the prefix's place.
+    pub mirrors: Vec<Mirror>,
 }
 
 /// When a request is sent again. Only what may pass is: connection faults, 408, 429 and 5xx; never another 4xx.

@@ -26,6 +26,7 @@ use url::{Host, Url};
 use crate::Options;
 use crate::endpoint::is_loopback;
 use crate::error::ErrorKind;
+use crate::proxy::Proxies;
 
 /// How much of an upload is read at once; three of these are in memory at most.
 const UPLOAD_CHUNK: usize = 256 << 10;
@@ -39,8 +40,19 @@ const COMMIT_PATIENCE: u32 = 5;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Trust {
     pub(crate) ca_file: Option<PathBuf>,
+    /// A certificate that is shown, and its key.
+    pub(crate) client_certificate: Option<(PathBuf, PathBuf)>,
+    pub(crate) certs: Vec<Certs>,
     pub(crate) skip_verify: bool,
     pub(crate) reach: Reach,
+}
+
+/// A folder `certs.d/HOST`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Certs {
+    pub(crate) folder: PathBuf,
+    /// Whether the client certificate in it is shown, too; its authorities are believed in any case.
+    pub(crate) shown: bool,
 }
 
 /// Which addresses a host name may stand for. A host that the user named may be anywhere; one that a server named (a
@@ -74,6 +86,7 @@ pub(crate) struct Transport {
     connect_timeout: Duration,
     stall_timeout: Duration,
     cancelled: Arc<AtomicBool>,
+    proxies: Proxies,
     runtime: OnceLock<Runtime>,
     clients: Mutex<HashMap<Key, reqwest::Client>>,
 }
@@ -141,6 +154,7 @@ impl Transport {
             connect_timeout: options.connect_timeout,
             stall_timeout: options.stall_timeout,
             cancelled: options.cancelled.clone(),
+            proxies: options.proxies.clone(),
             runtime: OnceLock::new(),
             clients: Mutex::default(),
         }
@@ -291,13 +305,20 @@ impl Transport {
             .tcp_keepalive(Duration::from_secs(30));
         // Reading the system's certificates takes milliseconds that a plain-http registry needn't pay.
         builder = if key.tls {
-            builder.tls_backend_preconfigured(crate::tls::config(trust.ca_file.as_deref(), trust.skip_verify)?)
+            // A stream of HTTP/2 stands still when the server has sent a window's worth; 2 MiB is little across an ocean.
+            builder.http2_adaptive_window(true).tls_backend_preconfigured(crate::tls::config(trust)?)
         } else {
             builder.tls_certs_only([])
         };
-        if key.loopback {
-            // No proxy can reach this machine's loopback; Go's clients don't ask theirs either.
-            builder = builder.no_proxy();
+        builder = builder.no_proxy();
+        if !key.loopback {
+            if let Some(mistake) = &self.proxies.mistake {
+                return Err(ErrorKind::Setting(mistake.clone()));
+            }
+            if !self.proxies.is_empty() {
+                let proxies = self.proxies.clone();
+                builder = builder.proxy(reqwest::Proxy::custom(move |url| proxies.choose(url)));
+            }
         }
         if trust.reach != Reach::Anywhere {
             builder = builder.dns_resolver(Guard(trust.reach));

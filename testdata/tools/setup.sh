@@ -25,6 +25,7 @@ newuidmap uidmap
 runc runc
 pasta passt
 strace strace
+nginx nginx-light
 setcap libcap2-bin
 setfacl acl"
 static="musl-gcc musl-tools"

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use super::registries_conf::Places;
+
 /// Environment variables.
 #[derive(Debug)]
 pub(crate) enum Environment {
@@ -79,6 +81,28 @@ impl Environment {
     pub(crate) fn config_home(&self) -> Option<PathBuf> {
         let config = self.raw("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
         config.or_else(|| Some(self.home()?.join(".config")))
+    }
+
+    /// Containers' `registries.conf`.
+    pub(crate) fn registries_conf(&self) -> Places {
+        let user = self.config_home().map(|folder| folder.join("containers"));
+        let own = |name: &str| user.as_ref().map(|folder| folder.join(name));
+        let files = match self.raw("CONTAINERS_REGISTRIES_CONF") {
+            Some(file) => vec![(file.into(), true)],
+            None => {
+                let system = ["/etc/containers/registries.conf", "/usr/share/containers/registries.conf"].map(PathBuf::from);
+                own("registries.conf").into_iter().chain(system).map(|path| (path, false)).collect()
+            }
+        };
+        let system = PathBuf::from("/etc/containers/registries.conf.d");
+        Places { files, folders: [Some(system), own("registries.conf.d")].into_iter().flatten().collect() }
+    }
+
+    /// Folders with certificates for hosts: a person's own, podman's, docker's.
+    pub(crate) fn certs_folders(&self) -> Vec<PathBuf> {
+        let user = self.config_home().map(|folder| folder.join("containers/certs.d"));
+        let system = ["/etc/containers/certs.d", "/etc/docker/certs.d"].map(PathBuf::from);
+        user.into_iter().chain(system).collect()
     }
 
     /// The files of kiln's own settings, the later ones weighing more. `true`: it was named and has to be there.

@@ -15,6 +15,7 @@ mod images;
 mod inspect;
 mod listing;
 mod progress;
+mod registries_conf;
 mod registry;
 mod report;
 mod resources;

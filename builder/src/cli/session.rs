@@ -9,7 +9,7 @@ use std::time::Duration;
 use kiln::engine::{Engine, trees};
 use kiln::error::Error;
 use kiln::event::Events;
-use kiln_registry_client::{Client, CredentialStore, Options, Warnings};
+use kiln_registry_client::{Client, CredentialStore, Options, Proxies, Warnings};
 use kiln_runner::{Cancel, Entered, Ground, Isolation, Snapshots, Wish};
 use kiln_store::Store;
 use kiln_store::lock::{OnWait, Waiting};
@@ -20,7 +20,7 @@ use super::environment::Environment;
 use super::exit::{self, Exit};
 use super::progress::{Mode, Style, Summary, Watcher};
 use super::report::{Failure, Report};
-use super::settings;
+use super::{registries_conf, settings};
 
 /// How long another process is waited for in silence.
 const SILENT_WAIT: Duration = Duration::from_secs(1);
@@ -116,8 +116,16 @@ impl Session {
     /// A client for registries. It reads and connects only when it is used.
     pub(crate) fn client(&self, warnings: Warnings, cancelled: Arc<AtomicBool>) -> Result<Client, Failure> {
         let registries = settings::registries(&self.environment.settings())?;
-        let credentials = self.credentials();
-        Ok(Client::new(Options { registries, credentials, warnings, cancelled, ..Options::default() })?)
+        Ok(Client::new(Options {
+            registries,
+            rules: registries_conf::rules(&self.environment.registries_conf())?,
+            certs_folders: self.environment.certs_folders(),
+            proxies: Proxies::from_environment(|name| self.environment.text(name)),
+            credentials: self.credentials(),
+            warnings,
+            cancelled,
+            ..Options::default()
+        })?)
     }
 
     /// Does some work with an engine while its progress is shown, and gives its result together with what is left to say.

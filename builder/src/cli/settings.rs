@@ -5,6 +5,8 @@
 //! mirrors = ["127.0.0.1:5000", "https://mirror.example.com/hub"]
 //! plain-http = false
 //! ca-file = "/etc/ssl/company.pem"
+//! client-cert = "client.pem"
+//! client-key = "client-key.pem"
 //! insecure-skip-verify = false
 //! token-service = "sso.example.net"
 //! ```
@@ -31,6 +33,8 @@ struct Registry {
     mirrors: Option<Vec<String>>,
     plain_http: Option<bool>,
     ca_file: Option<PathBuf>,
+    client_cert: Option<PathBuf>,
+    client_key: Option<PathBuf>,
     insecure_skip_verify: Option<bool>,
     token_service: Option<String>,
 }
@@ -48,6 +52,9 @@ pub(crate) enum SettingsError {
     /// The file isn't what kiln understands.
     #[error("settings file {}:{line}: {message}", path.display())]
     Malformed { path: PathBuf, line: usize, message: String },
+    /// The file can be read, but makes no sense.
+    #[error("settings file {}: {message}", path.display())]
+    Invalid { path: PathBuf, message: String },
 }
 
 /// Reads the files, of which later ones replace single values of earlier ones. `true`: the file has to be there.
@@ -59,15 +66,23 @@ pub(crate) fn registries(files: &[(PathBuf, bool)]) -> Result<BTreeMap<String, R
             Err(error) if error.kind() == io::ErrorKind::NotFound && !required => continue,
             Err(cause) => return Err(SettingsError::Read { path: path.clone(), cause }),
         };
-        for (name, registry) in parse(path, &text)?.registry {
+        for (name, registry) in parse::<File>(path, &text)?.registry {
             let options = all.entry(name).or_default();
             if let Some(mirrors) = registry.mirrors {
                 options.mirrors = mirrors.iter().map(|text| mirror(text)).collect();
             }
             options.plain_http = registry.plain_http.or(options.plain_http);
+            let folder = path.parent().unwrap_or(Path::new(""));
             if let Some(file) = registry.ca_file {
-                let folder = path.parent().unwrap_or(Path::new(""));
                 options.ca_file = Some(folder.join(file));
+            }
+            match (registry.client_cert, registry.client_key) {
+                (Some(cert), Some(key)) => options.client_certificate = Some((folder.join(cert), folder.join(key))),
+                (None, None) => {}
+                _ => {
+                    let message = "`client-cert` and `client-key` go together".to_owned();
+                    return Err(SettingsError::Invalid { path: path.clone(), message });
+                }
             }
             options.insecure_skip_verify = registry.insecure_skip_verify.unwrap_or(options.insecure_skip_verify);
             options.token_service = registry.token_service.or(options.token_service.take());
@@ -76,7 +91,8 @@ pub(crate) fn registries(files: &[(PathBuf, bool)]) -> Result<BTreeMap<String, R
     Ok(all)
 }
 
-fn parse(path: &Path, text: &str) -> Result<File, SettingsError> {
+/// Reads a file's text.
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, SettingsError> {
     toml::from_str(text).map_err(|error| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         SettingsError::Malformed {
@@ -125,8 +141,8 @@ mod tests {
         assert_eq!(
             hub.mirrors,
             [
-                Mirror { location: "m.example.com/hub".into(), plain_http: Some(false) },
-                Mirror { location: "n:80".into(), plain_http: Some(true) }
+                Mirror { plain_http: Some(false), ..Mirror::new("m.example.com/hub") },
+                Mirror { plain_http: Some(true), ..Mirror::new("n:80") }
             ]
         );
         assert_eq!((hub.plain_http, hub.insecure_skip_verify), (Some(true), true));

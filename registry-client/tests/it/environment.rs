@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use kiln_registry_client::{Options, RegistryOptions, RetryPolicy};
+use kiln_registry_client::{Options, Proxies, RegistryOptions, RetryPolicy};
 
 use crate::registry_process::{Kind, Registry};
 use crate::scripted::{Reply, Server};
@@ -15,7 +15,10 @@ const HOST: &str = "KILN_TEST_PING_HOST";
 fn ping_in_its_own_process() {
     let Some(host) = std::env::var_os(HOST).and_then(|host| host.into_string().ok()) else { return };
     let settings = RegistryOptions { plain_http: Some(!host.starts_with("localhost")), ..RegistryOptions::default() };
-    let options = Options { retry: RetryPolicy { attempts: 1, ..RetryPolicy::default() }, ..with_registry(&host, settings) };
+    #[allow(clippy::disallowed_methods, reason = "this process has the environment that is tested")]
+    let proxies = Proxies::from_environment(|name| std::env::var(name).ok());
+    let options =
+        Options { proxies, retry: RetryPolicy { attempts: 1, ..RetryPolicy::default() }, ..with_registry(&host, settings) };
     client(options).ping(&host).unwrap();
 }
 

@@ -6,6 +6,8 @@ mod auth;
 mod download;
 mod environment;
 mod manifest;
+mod nginx;
+mod reach;
 mod real;
 mod registry_process;
 mod scripted;
