@@ -42,6 +42,7 @@ mod descriptors;
 mod kernel;
 mod outlive;
 mod places;
+mod probe;
 mod traced;
 mod users;
 
@@ -92,6 +93,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("c26_thirty_two_bit_network", kernel::c26_thirty_two_bit_network),
     ("c27_system_calls", rights::system_calls),
     ("c27_thirty_two_bit_programs", rights::thirty_two_bit_programs),
+    ("c26_c27_the_published_table", probe::the_published_table),
     ("c28_no_controlling_terminal", process::no_controlling_terminal),
     ("c28_typing_is_refused", kernel::c28_typing_is_refused),
     ("c29_a_file_handed_out_spoils_the_step", outlive::c29_a_file_handed_out_spoils_the_step),
