@@ -2,7 +2,7 @@
 
    A call is `open` when the kernel itself answers it, whatever it says, `EPERM` or `ENOSYS` when that is the answer. Arguments are
    -1 unless a table below has better ones: they are refused by the kernel before anything happens. Each is tried in a process of
-   its own that is ended after a second. With the argument `free` only the calls are tried, to tell what this kernel has. */
+   its own that is ended after ten seconds. With the argument `free` only the calls are tried, to tell what this kernel has. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -57,14 +57,16 @@ static int try_call(int entry, long n, const long *a) {
     *answer = 0;
     pid_t pid = fork();
     if (!pid) {
+        if (n == (entry == OLD ? 29 : SYS_pause)) ualarm(50000, 0);
         if (n == SYS_landlock_restrict_self) prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); /* else the kernel itself says EPERM */
         long r = entry == OLD ? old_call(n, a) : new_call(n, a);
         *answer = r < 0 && r > -4096 ? -r : 0;
         _exit(0);
     }
-    /* A call that blocks is one that the kernel has taken; it may have blocked all signals, too. */
+    /* A call that blocks is one that the kernel has taken; it may have blocked all signals, too. On a busy machine an answer takes
+       its time. */
     for (int i = 0; waitpid(pid, 0, WNOHANG) == 0; i++) {
-        if (i == 1000) { kill(pid, SIGKILL); waitpid(pid, 0, 0); break; }
+        if (i == 10000) { kill(pid, SIGKILL); waitpid(pid, 0, 0); break; }
         usleep(i < 20 ? 20 : 1000);
     }
     return *answer;
