@@ -196,6 +196,21 @@ impl Server {
                 }
                 Ok(Reply::Value(value))
             }
+            Call::Prctl => {
+                let keeps = match a[0] as i32 {
+                    // It holds the tag; that a timer is more exact than it was asked to be hurts nobody.
+                    libc::PR_SET_TIMERSLACK => return Ok(Reply::Value(0)),
+                    libc::PR_SET_KEEPCAPS => a[1] != 0,
+                    // SECBIT_NO_SETUID_FIXUP and SECBIT_KEEP_CAPS.
+                    _ => a[1] & 0b1_0100 != 0,
+                };
+                let next = identity.with_keeping(keeps);
+                let next = tag_of(&mut self.identities, next);
+                if next != tag {
+                    caller.set_tag(next)?;
+                }
+                Ok(Reply::Continue)
+            }
             Call::Setgroups => {
                 let count = usize::try_from(fd(0)).map_err(|_| Errno::INVAL)?;
                 // Refused before anything is read, as in the kernel.

@@ -171,6 +171,12 @@ fn decide(verdict: Verdict) -> Vec<Instruction> {
             // O_CREAT and __O_TMPFILE, the same on all architectures of the table.
             vec![load(ARGUMENT_0 + 8 * index), jump(JSET, 0x40_0040, 0, 1), ret(RETURN_NOTIFY), ret(RETURN_ALLOW)]
         }
+        Verdict::Tell(When::Keeps) => {
+            let mut code = vec![load(ARGUMENT_0)];
+            let told = [libc::PR_SET_KEEPCAPS, libc::PR_SET_SECUREBITS, libc::PR_SET_TIMERSLACK].map(|option| option as u32);
+            code.extend(any_of(&told, RETURN_NOTIFY, RETURN_ALLOW));
+            code
+        }
         Verdict::Tell(When::ByPath(index)) => {
             // AT_EMPTY_PATH.
             vec![load(ARGUMENT_0 + 8 * index), jump(JSET, 0x1000, 0, 1), ret(RETURN_ALLOW), ret(RETURN_NOTIFY)]

@@ -19,6 +19,9 @@ pub(crate) struct Identity {
     pub(crate) user: Ids,
     pub(crate) group: Ids,
     pub(crate) groups: Vec<u32>,
+    /// Whether it wants its capabilities when it is root no more, and whether it so has them.
+    keeps: bool,
+    kept: bool,
 }
 
 /// Most supplementary groups that the kernel takes.
@@ -78,24 +81,25 @@ impl Ids {
 impl Identity {
     /// A process that has changed nothing yet.
     pub(crate) fn new(uid: u32, gid: u32, groups: Vec<u32>) -> Identity {
-        let mut identity = Identity { user: Ids::all(uid), group: Ids::all(gid), groups };
+        let mut identity = Identity { user: Ids::all(uid), group: Ids::all(gid), groups, keeps: false, kept: false };
         identity.groups.sort_unstable();
         identity
     }
 
     /// After `setuid` and its like, and what the call comes back with.
     pub(crate) fn with(&self, kind: Kind, how: How, ids: [Option<u32>; 3]) -> Result<(Identity, i64), Errno> {
-        let privileged = self.user.effective == 0;
+        let privileged = self.is_privileged();
         let mut next = self.clone();
         let slot = if kind == Kind::User { &mut next.user } else { &mut next.group };
         let before = slot.file_system;
         *slot = slot.change(how, privileged, ids)?;
+        next.kept = self.kept || (self.keeps && self.user.effective == 0 && next.user.effective != 0);
         Ok((next, if how == How::FileSystem { before.into() } else { 0 }))
     }
 
     /// After `setgroups`.
     pub(crate) fn with_groups(&self, mut groups: Vec<u32>) -> Result<Identity, Errno> {
-        if self.user.effective != 0 {
+        if !self.is_privileged() {
             return Err(Errno::PERM);
         }
         if groups.len() > MOST_GROUPS {
@@ -114,6 +118,16 @@ impl Identity {
             What::Effective => vec![ids.effective],
             What::Three => vec![ids.real, ids.effective, ids.saved],
         }
+    }
+
+    /// After `prctl` said whether capabilities are to be kept. `setpriv` does so, for it changes its user before its groups.
+    pub(crate) fn with_keeping(&self, keeps: bool) -> Identity {
+        Identity { keeps, ..self.clone() }
+    }
+
+    /// Whether it may change its ids to any.
+    fn is_privileged(&self) -> bool {
+        self.user.effective == 0 || self.kept
     }
 
     /// May it change the owner of a file of `present` to these?
@@ -182,6 +196,9 @@ mod tests {
                 ("group back", Group, plain, [Some(0), N, N], PERM),
             ],
         ];
+        let mut keeping = Identity::new(0, 0, vec![]).with_keeping(true);
+        keeping = keeping.with(User, How::Three, [Some(5); 3]).unwrap().0;
+        assert!(keeping.with(Group, How::Three, [Some(6); 3]).is_ok() && keeping.with_groups(vec![7]).is_ok());
         for story in rows {
             let mut identity = Identity::new(0, 0, vec![]);
             for (what, kind, how, ids, expected) in *story {

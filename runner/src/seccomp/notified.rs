@@ -25,6 +25,7 @@ pub(crate) enum Call {
     Setgroups,
     Get(Question),
     Getgroups,
+    Prctl,
     Stat,
     Lstat,
     Newfstatat,
@@ -85,6 +86,8 @@ pub(super) enum When {
     /// When the argument of this index, flags, has no AT_EMPTY_PATH: the C libraries ask so of each file that they open, and who is
     /// to own a copy is asked by path.
     ByPath(u32),
+    /// When the first argument, of `prctl`, is about capabilities that are kept without being root, or about the timer slack.
+    Keeps,
 }
 
 use {Kind::Group, Kind::User, What::Effective, What::Real};
@@ -130,6 +133,7 @@ const NOTIFIED: &[(&str, When, Call)] = &[
     ("getegid", When::Always, get(Group, Effective)),
     ("getresgid", When::Always, get(Group, What::Three)),
     ("getgroups", When::Always, Call::Getgroups),
+    ("prctl", When::Keeps, Call::Prctl),
     ("stat", When::Always, Call::Stat),
     ("lstat", When::Always, Call::Lstat),
     ("newfstatat", When::ByPath(3), Call::Newfstatat),

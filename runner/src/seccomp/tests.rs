@@ -120,6 +120,8 @@ fn what_the_supervisor_is_told_of() {
         ("open O_CREAT", N, 2, [0, 0x241], TELL),
         ("chmod", N, 90, [0, 0], ALLOW),
         ("stat", N, 4, [0, 0], ALLOW),
+        ("prctl", N, 157, [15, 0], ALLOW),
+        ("prctl PR_SET_KEEPCAPS", N, 157, [8, 1], TELL),
         ("read", N, 0, [0, 0], ALLOW),
         ("32-bit chown, ids of 16 bits", O, 182, [0, 0], TELL),
         ("32-bit chown, ids of 32 bits", O, 212, [0, 0], TELL),
