@@ -42,7 +42,9 @@ fn try_become(plan: &Plan, sandbox: &mut Sandbox, handover: Option<Handover>) ->
     }
     let root = sandbox.root().map_err(|errno| setup("find the root file system", &errno.into()))?;
     let identity = identity(root, &command.user)?;
-    let cwd = working_directory(root, &command.cwd, &identity)?;
+    // Where owners are recorded, all that the kernel knows is the one id; what is made here is the user's by the record.
+    let maker = if handover.is_some() { (0, 0) } else { (identity.uid, identity.gid) };
+    let cwd = working_directory(root, &command.cwd, maker)?;
     let purpose = seccomp::Purpose {
         listed: command.filtered,
         recorded: handover.is_some(),
@@ -58,7 +60,7 @@ fn try_become(plan: &Plan, sandbox: &mut Sandbox, handover: Option<Handover>) ->
     })?;
     check_cwd(&command.cwd)?;
     rustix::process::setsid().map_err(|errno| setup("make a session", &errno.into()))?;
-    streams(root, sandbox, command.streams, &identity).map_err(|error| setup("hand over the standard streams", &error))?;
+    streams(root, sandbox, command.streams, maker).map_err(|error| setup("hand over the standard streams", &error))?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     limits(&command.limits, command.processes)?;
     sys::reset_signals();
@@ -117,7 +119,7 @@ fn read_file(root: BorrowedFd<'_>, path: &str) -> Result<Vec<u8>, Errno> {
 }
 
 /// Opens the working directory, made when it is missing.
-fn working_directory(root: BorrowedFd<'_>, cwd: &OsStr, identity: &Identity) -> Result<OwnedFd, Failure> {
+fn working_directory(root: BorrowedFd<'_>, cwd: &OsStr, (uid, gid): (u32, u32)) -> Result<OwnedFd, Failure> {
     let failed = |reason: String| Failure::WorkingDirectory { path: Path::new(cwd).to_owned().into(), reason };
     // Follows no magic link, so that no descriptor of kiln's, as `/proc/self/fd/7` would be, can be entered (CVE-2024-21626).
     let open = || open_inside(root, Path::new(cwd), OFlags::PATH | OFlags::DIRECTORY);
@@ -132,7 +134,7 @@ fn working_directory(root: BorrowedFd<'_>, cwd: &OsStr, identity: &Identity) -> 
         WalkError::System(errno) => failed(io::Error::from(errno).to_string()),
     })?;
     while let Some(name) = place.missing().first().cloned() {
-        let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         let made = rustix::fs::mkdirat(place.directory(), &name, Mode::from_raw_mode(0o755))
             .and_then(|()| rustix::fs::chownat(place.directory(), &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW))
             .and_then(|()| crate::walk::open_directory(place.directory(), &name));
@@ -151,12 +153,12 @@ fn check_cwd(cwd: &OsStr) -> Result<(), Failure> {
 }
 
 /// Gives the command its standard input, output and error.
-fn streams(root: BorrowedFd<'_>, sandbox: &Sandbox, streams: Streams, identity: &Identity) -> io::Result<()> {
+fn streams(root: BorrowedFd<'_>, sandbox: &Sandbox, streams: Streams, (uid, _): (u32, u32)) -> io::Result<()> {
     if let Some(terminal) = &sandbox.terminal {
         let slave = &terminal.slave;
         rustix::process::ioctl_tiocsctty(slave)?;
         // So that programs can open `/dev/tty` and their own terminal's name. Where the kernel knows no such owner, it stays as it is.
-        let _ = rustix::fs::fchown(slave, Some(Uid::from_raw(identity.uid)), None);
+        let _ = rustix::fs::fchown(slave, Some(Uid::from_raw(uid)), None);
         rustix::stdio::dup2_stdin(slave)?;
         rustix::stdio::dup2_stdout(slave)?;
         rustix::stdio::dup2_stderr(slave)?;
@@ -167,7 +169,7 @@ fn streams(root: BorrowedFd<'_>, sandbox: &Sandbox, streams: Streams, identity: 
     // Those that kiln made belong to the user, who may open them again as `/dev/stdout`; the owner of others is not ours to change.
     if streams == Streams::Captured {
         for stream in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
-            rustix::fs::fchown(stream, Some(Uid::from_raw(identity.uid)), None)?;
+            rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None)?;
         }
     }
     Ok(())

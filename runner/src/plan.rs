@@ -207,8 +207,8 @@ const DEVICE_LINKS: &[(&str, &str)] = &[
 /// When the host has no way to make a sandbox, or the request makes no sense anywhere.
 pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
     match &host.mode {
-        Mode::Root | Mode::SubIds | Mode::Nested => {}
-        Mode::OneId | Mode::Chroot => {
+        Mode::Root | Mode::SubIds | Mode::OneId | Mode::Nested => {}
+        Mode::Chroot => {
             let reason = format!("commands can't be run in the mode `{}` yet", host.mode);
             return Err(RunError::Unavailable { reason, remedy: "give the user ids in /etc/subuid and /etc/subgid".to_owned() });
         }

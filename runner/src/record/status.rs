@@ -31,7 +31,8 @@ pub(super) fn tell(call: Call, a: &[u64; 6], caller: &Caller<'_>, owners: &Owner
     let found = caller.path(path).and_then(|path| caller.find(directory, &path, flags & nofollow));
     let Ok(object) = found else { return Ok(Reply::Continue) };
     let (owner, device) = (owners.owner(&object)?, owners.device(&object));
-    if owner == (0, 0) && device.is_none() {
+    // The kernel's answer is another for what is the host's, as `/proc` and the devices are.
+    if owner == (object.stat.st_uid, object.stat.st_gid) && device.is_none() {
         return Ok(Reply::Continue);
     }
     let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
