@@ -39,6 +39,12 @@ impl Engine {
             let mut host = Host::probe(&self.entered, &self.ground);
             // It only makes steps faster, by about 4 ms on a busy ext4; a full disk will be met again where it matters.
             let _ = host.keep_mount_points(&self.store.mount_points());
+            if host.mode == Mode::Chroot {
+                self.events.warn(
+                    "the isolation `chroot` is not a security boundary: a command can see and change everything that kiln can"
+                        .to_owned(),
+                );
+            }
             if host.mode_is_usable() && !host.counts_processes(&GroupLimits::default()) {
                 self.events.warn(
                     "no control group can be made here, so that the processes of a RUN are only limited by `ulimit -u`"

@@ -250,6 +250,15 @@ impl Store {
         }
     }
 
+    /// Lets processes that this one starts from now on hold on to its unfinished work: while one of them lives nobody takes it
+    /// for abandoned, even when this process is killed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn lock_with_children(&self) -> Result<()> {
+        self.session()?.lock_with_children()
+    }
+
     pub(crate) fn layout(&self) -> &Layout {
         &self.inner.layout
     }
