@@ -237,7 +237,7 @@ const DEVICE_LINKS: &[(&str, &str)] = &[
 /// When the host has no way to make a sandbox, or the request makes no sense anywhere.
 pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
     match &host.mode {
-Mode::Root | Mode::SubIds | Mode::OneId | Mode::Nested => {}
+        Mode::Root | Mode::SubIds | Mode::OneId | Mode::Nested => {}
         Mode::Chroot => {
             check(spec)?;
             return chroot::plan(spec, host);
