@@ -78,7 +78,8 @@ impl Engine {
 /// Which store a process uses: what it can mount and whom it can give files to decides how its trees lie on disk.
 pub fn trees(entered: &Entered, ground: &Ground) -> Trees {
     let owners = match &entered.mode {
-        Mode::Root | Mode::SubIds | Mode::Nested | Mode::Chroot => Ownership::Real,
+        Mode::Root | Mode::Chroot => Ownership::Real,
+        Mode::SubIds | Mode::Nested => Ownership::Mapped,
         Mode::OneId => Ownership::Recorded,
         Mode::Unavailable { .. } if entered.was_root => Ownership::Real,
         Mode::Unavailable { .. } => Ownership::Recorded,
@@ -88,6 +89,6 @@ pub fn trees(entered: &Entered, ground: &Ground) -> Trees {
         (Mode::Root, Snapshots::Overlay) => WhiteoutStyle::Device,
         (_, Snapshots::Overlay) => WhiteoutStyle::UserXattr,
     };
-    let ids = (owners == Ownership::Real && entered.mode != Mode::Root).then(|| entered.ids.to_string());
+    let ids = (owners != Ownership::Recorded && entered.mode != Mode::Root).then(|| entered.ids.to_string());
     Trees { form: TreeForm { whiteouts, owners }, ids }
 }
