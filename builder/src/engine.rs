@@ -33,6 +33,11 @@ impl Engine {
         Self { store, registry, events, cancel, entered, ground, host: OnceLock::new() }
     }
 
+    /// In which mode commands are run.
+    pub fn mode(&self) -> &Mode {
+        &self.entered.mode
+    }
+
     /// What this host offers to sandboxes; probed when a RUN first needs it.
     pub fn host(&self) -> &Host {
         self.host.get_or_init(|| {

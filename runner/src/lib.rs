@@ -26,6 +26,7 @@ mod spec;
 mod streams;
 mod stub;
 mod supervise;
+mod survey;
 mod sys;
 mod tty;
 mod user;
@@ -45,6 +46,7 @@ pub use spec::{
     GroupLimits, Limit, Mount, MountSource, Network, Outcome, OverlayUpper, Recorder, Resource, RootFs, RunSpec, Security,
     Status, Stream, Streams,
 };
+pub use survey::{Finding, survey};
 pub use user::{Identity, UserError, resolve_user};
 pub use userns::{Entered, Refusal, Wish, enter};
 

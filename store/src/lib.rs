@@ -318,6 +318,11 @@ pub fn host_folder(root: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// The folder of the store of this form below `root`.
+pub fn store_folder(root: &Path, form: TreeForm) -> PathBuf {
+    layout::folder(form).map_or_else(|| root.to_owned(), |folder| root.join(folder))
+}
+
 fn absolute(root: &Path) -> Result<PathBuf> {
     std::path::absolute(root).map_err(Error::io("find", root))
 }
