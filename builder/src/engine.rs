@@ -86,7 +86,7 @@ pub fn trees(entered: &Entered, ground: &Ground) -> Trees {
         Mode::Root | Mode::Chroot => Ownership::Real,
         Mode::SubIds | Mode::Nested => Ownership::Mapped,
         Mode::OneId => Ownership::Recorded,
-        Mode::Unavailable { .. } if entered.was_root => Ownership::Real,
+        Mode::Unavailable { .. } if entered.may_give_files_away() => Ownership::Real,
         Mode::Unavailable { .. } => Ownership::Recorded,
     };
     let whiteouts = match (&entered.mode, ground.snapshots) {

@@ -78,6 +78,14 @@ impl Entered {
     }
 }
 
+impl Entered {
+    /// Whether files can belong to others than the user of this process.
+    pub fn may_give_files_away(&self) -> bool {
+        let is_root_here = CapabilitySet::from_bits_retain(self.capabilities).contains(CapabilitySet::CHOWN);
+        (is_root_here || self.mode.is_available()) && self.ids.count_users() > 1
+    }
+}
+
 /// Decides how sandboxes are made and brings this process to where it can make them: as an ordinary user, into a user namespace
 /// in which it is root. Has to be called while the process has one thread, by every command that opens a store, for the owners of
 /// files are what the namespace says.

@@ -21,4 +21,5 @@ mod mounts;
 mod ordinary;
 mod platform;
 mod registry;
+mod rootless;
 mod support;
