@@ -13,7 +13,6 @@
 
 mod auth;
 mod blob;
-mod budget;
 mod challenge;
 mod client;
 pub mod credentials;
@@ -23,7 +22,6 @@ mod exchange;
 mod manifest;
 pub mod options;
 mod proxy;
-mod referrers;
 mod repository;
 mod tls;
 mod transport;

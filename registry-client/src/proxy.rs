@@ -187,8 +187,7 @@ mod tests {
 
     #[test]
     fn variables() {
-        type Row = (&'static [(&'static str, &'static str)], Option<&'static str>, Option<&'static str>);
-        let rows: [Row; 8] = [
+        let rows: [(&[(&str, &str)], Option<&str>, Option<&str>); 8] = [
             (&[], None, None),
             (&[("HTTP_PROXY", "http://p:1")], Some("http://p:1/"), None),
             (&[("https_proxy", "https://u:p@q")], None, Some("https://u:p@q/")),

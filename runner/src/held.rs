@@ -16,9 +16,6 @@ use rustix::thread::LinkNameSpaceType;
 /// How long a passer-by, as `lsof` is, may hold a file.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// `OVERLAYFS_SUPER_MAGIC` of linux/magic.h.
-const OVERLAY: i64 = 0x794c_7630;
-
 /// Watches the root of one run, from before the command exists.
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -28,12 +25,9 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// `mounts` is the mount namespace from before. `None` where nothing can be told: the root is no overlay but a directory that
-    /// lives on, or the machine has no watches left.
+    /// `root` is an overlay that was made for this run, and `mounts` the mount namespace from before. `None` where nothing can be
+    /// told: the machine has no watches left.
     pub(crate) fn begin(root: BorrowedFd<'_>, mounts: OwnedFd) -> Option<Watch> {
-        if rustix::fs::fstatfs(root).ok()?.f_type as i64 != OVERLAY {
-            return None;
-        }
         let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok()?;
         // What is asked for never happens to a root; the end of its file system is told without being asked for.
         inotify::add_watch(&events, crate::mount::descriptor_path(root), WatchFlags::DELETE_SELF).ok()?;

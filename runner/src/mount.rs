@@ -18,7 +18,6 @@ use rustix::mount::{
 use rustix::pty::OpenptFlags;
 
 use crate::ground::OverlayApi;
-use crate::in_place::InPlace;
 use crate::plan::{Attributes, Overlay, Source, Step, Virtual};
 use crate::stub::{Kind, Stub, mount_point};
 use crate::sys;
@@ -41,8 +40,6 @@ pub(crate) struct Sandbox {
     pub(crate) input: Option<OwnedFd>,
     /// The command's terminal.
     pub(crate) terminal: Option<Terminal>,
-    /// The root file system where nothing is mounted.
-    pub(crate) in_place: Option<InPlace>,
     /// How many overlays were attached to the scratch file system.
     attached: u32,
     /// Mount points that were made in the layer.
@@ -104,14 +101,7 @@ impl Sandbox {
 
     /// Root of the root file system, once it is mounted.
     pub(crate) fn root(&self) -> Result<BorrowedFd<'_>, Errno> {
-        match &self.in_place {
-            Some(in_place) => Ok(in_place.root()),
-            None => self.root.as_ref().map(AsFd::as_fd).ok_or(Errno::NOENT),
-        }
-    }
-
-    fn in_place(&mut self) -> Result<&mut InPlace, Errno> {
-        self.in_place.as_mut().ok_or(Errno::NOENT)
+        self.root.as_ref().map(AsFd::as_fd).ok_or(Errno::NOENT)
     }
 
     /// The directory that takes the changes of the root file system, or that is it.
@@ -128,7 +118,11 @@ impl Sandbox {
             Step::KeepMountsPrivate => {
                 rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
             }
-            Step::Hostname(name) => rustix::system::sethostname(name.as_bytes())?,
+            // Podman's seccomp profile refuses it without CAP_SYS_ADMIN in the first user namespace: the container's name stays.
+            Step::Hostname(name) => match rustix::system::sethostname(name.as_bytes()) {
+                Err(Errno::PERM) => {}
+                done => done?,
+            },
             Step::LoopbackUp => sys::loopback_up().map_err(errno)?,
             Step::Scratch { at } => self.make_scratch(at)?,
             Step::ScratchFile { name, data, mode, uid, gid } => {
@@ -201,16 +195,6 @@ impl Sandbox {
                 }
             }
             Step::ReadOnlyRoot => add_attributes(self.root()?, Attributes { readonly: true, ..Attributes::default() })?,
-            Step::OpenRoot { root, aside } => self.in_place = Some(InPlace::open(root, aside)?),
-            Step::Cover { path, mode } => self.in_place()?.cover(path, *mode)?,
-            Step::Put { put, target } => self.in_place()?.put(put, target)?,
-            Step::Node { path, major, minor } => self.in_place()?.node(path, *major, *minor)?,
-            Step::HostFile { path } => self.in_place()?.host_file(path)?,
-            Step::ChangeRoot => {
-                rustix::process::fchdir(self.root()?)?;
-                rustix::process::chroot(".")?;
-                rustix::process::chdir("/")?;
-            }
             Step::EnterRoot => {
                 rustix::process::fchdir(self.root()?)?;
                 // The old root ends up on top of the new one, at the same place (pivot_root(2), NOTES).

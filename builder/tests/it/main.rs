@@ -21,5 +21,4 @@ mod mounts;
 mod ordinary;
 mod platform;
 mod registry;
-mod rootless;
 mod support;

@@ -1,6 +1,6 @@
 //! Mode E: root of a default container of docker builds the images, when asked to by `--isolation=chroot`.
 
-use super::{Alike, BASES, comparable, every};
+use super::{Alike, BASES, WITH_DEVICES, comparable, every};
 use crate::support::container::Container;
 use crate::support::home::Home;
 use crate::support::skip::skipped;
@@ -15,7 +15,7 @@ fn the_same_bytes(test: &str, container: Result<Container<'_>, String>, store: &
     };
     let home = Home::new();
     home.mirror(BASES.host());
-    every(&home, "chroot", Alike::Same, |args| {
+    every(&home, "chroot", Alike::Same, &WITH_DEVICES, |args| {
         let root = ["kiln".into(), "--isolation=chroot".into(), "--root".into(), home.path(store).into_os_string()];
         container.run(&home, root.into_iter().chain(args))
     });

@@ -1,6 +1,6 @@
 //! Mode D: root of a container that allows user namespaces, with masks over its `/proc`, builds the images.
 
-use super::{Alike, BASES, comparable, every};
+use super::{Alike, BASES, IMAGES, comparable, every};
 use crate::support::container::{Container, LENIENT};
 use crate::support::home::Home;
 use crate::support::skip::skipped;
@@ -15,21 +15,19 @@ fn the_same_bytes(test: &str, container: Result<Container<'_>, String>, store: &
     };
     let home = Home::new();
     home.mirror(BASES.host());
-    every(&home, "nested", Alike::Same, |args| {
+    every(&home, "nested", Alike::Same, &IMAGES, |args| {
         let root = ["kiln".into(), "--root".into(), home.path(store).into_os_string()];
         container.run(&home, root.into_iter().chain(args))
     });
 }
 
 #[test]
-#[ignore = "until RUN works in this mode"]
 fn in_a_container_of_runc() {
     the_same_bytes("modes::nested::in_a_container_of_runc", Container::lenient(), "store");
 }
 
 /// There the store lies on an overlay, which can't be the upper directory of another: each image begins with an empty one.
 #[test]
-#[ignore = "until RUN works in this mode"]
 fn in_a_container_of_docker_with_the_profile_of_podman() {
     let profile = format!("--security-opt=seccomp={LENIENT}");
     let profile = [&profile[..]];

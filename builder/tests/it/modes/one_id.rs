@@ -1,6 +1,6 @@
 //! Mode C: an ordinary user with one id builds the images. Owners, devices and set-id calls are recorded.
 
-use super::{Alike, BASES, comparable, every};
+use super::{Alike, BASES, WITH_DEVICES, comparable, every};
 use crate::support::home::Home;
 use crate::support::host::Person;
 
@@ -8,14 +8,13 @@ fn owners_are_alike(person: Option<Person>, isolation: Option<&str>) {
     let Some(person) = person else { return };
     let home = Home::of(person);
     home.mirror(BASES.host());
-    every(&home, "rootless, one id", Alike::Owners, |mut args| {
+    every(&home, "rootless, one id", Alike::Owners, &WITH_DEVICES, |mut args| {
         args.extend(isolation.map(|mode| format!("--isolation={mode}").into()));
         home.run(args)
     });
 }
 
 #[test]
-#[ignore = "until RUN works in this mode"]
 fn a_user_without_sub_ids_builds_the_same_owners() {
     const TEST: &str = "modes::one_id::a_user_without_sub_ids_builds_the_same_owners";
     if comparable(TEST) {
@@ -24,7 +23,6 @@ fn a_user_without_sub_ids_builds_the_same_owners() {
 }
 
 #[test]
-#[ignore = "until RUN works in this mode"]
 fn a_user_with_sub_ids_can_ask_for_it() {
     const TEST: &str = "modes::one_id::a_user_with_sub_ids_can_ask_for_it";
     if comparable(TEST) {
