@@ -24,6 +24,7 @@ use crate::error::{Error, StepError};
 use crate::event::Task;
 use crate::export::layout::{self, Layouts};
 use crate::export::pack;
+use crate::export::verify::verify_layers;
 use crate::image::{self, NewLayer};
 use crate::ops::http;
 use crate::request::{BuildRequest, ContextSource, DockerfileSource, NamedSource, Output};
@@ -353,6 +354,9 @@ fn export(
         Some(top) => engine.store.layers().chain(top)?,
         None => Vec::new(),
     };
+    if request.verify_layers {
+        verify_layers(engine, &layers, task)?;
+    }
     task.status("exporting layers", 0, None);
     // A manifest is the only place where annotations can be.
     let wants_blobs = request.push || !request.outputs.is_empty() || !request.annotations.is_empty();

@@ -269,6 +269,12 @@ pub enum ImageError {
         /// Which one.
         digest: String,
     },
+    /// The tree of a layer is not what it was when it was made.
+    #[error("the files of layer {layer} were changed in the store")]
+    LayerChanged {
+        /// Which one.
+        layer: String,
+    },
 }
 
 macro_rules! through_step {
@@ -343,6 +349,9 @@ impl Error {
             Error::Image(ImageError::NotFound { name }) => {
                 Some(format!("`kiln images` lists what there is; `kiln pull {name}` fetches it"))
             }
+            Error::Image(ImageError::LayerChanged { .. }) => Some(
+                "remove what stands on it (`kiln rmi`, `kiln prune -a`) and build again; look for who can write there".to_owned(),
+            ),
             _ => None,
         }
     }

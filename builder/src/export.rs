@@ -4,6 +4,7 @@ pub mod archive;
 pub(crate) mod layout;
 pub mod load;
 pub mod pack;
+pub(crate) mod verify;
 
 pub use archive::save;
 pub use load::{Loaded, load};

@@ -47,6 +47,8 @@ pub struct BuildRequest {
     pub git: GitEnvironment,
     /// Files to write.
     pub outputs: Vec<Output>,
+    /// Whether the trees of all layers of the result are proved to be what they were.
+    pub verify_layers: bool,
     /// The one clock value of the build: `created` of the image and its history.
     pub clock: SystemTime,
 }

@@ -109,6 +109,9 @@ pub(crate) struct BuildArgs {
     /// Do not cache specified stages
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub(crate) no_cache_filter: Vec<String>,
+    /// Prove before the export that nothing changed the files of the layers in the store
+    #[arg(long)]
+    pub(crate) verify_layers: bool,
     /// Always ask the registry for the images that are referenced
     #[arg(long)]
     pub(crate) pull: bool,

@@ -178,6 +178,7 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
             PASSED_ON.iter().filter_map(|name| environment.raw(name).map(|value| ((*name).to_owned(), value))).collect(),
         ),
         outputs: exports.outputs,
+        verify_layers: args.verify_layers,
         clock,
     })
 }

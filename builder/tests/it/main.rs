@@ -22,3 +22,4 @@ mod ordinary;
 mod platform;
 mod registry;
 mod support;
+mod threats;
