@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use kiln_registry_client::Client;
-use kiln_runner::{Cancel, Entered, Ground, GroupLimits, Host, Mode, Snapshots};
+use kiln_runner::{Cancel, Entered, Ground, GroupLimits, Host, Mode, Remote, Snapshots};
 use kiln_store::layer::whiteout::WhiteoutStyle;
 use kiln_store::{LayerId, Ownership, Prepared, Store, TreeForm, Trees};
 
@@ -21,6 +21,8 @@ pub struct Engine {
     pub events: Events,
     /// What ends everything early.
     pub cancel: Cancel,
+    /// How signals reach a command that holds the terminal.
+    pub remote: Remote,
     entered: Entered,
     ground: Ground,
     host: OnceLock<Host>,
@@ -28,9 +30,15 @@ pub struct Engine {
 
 impl Engine {
     /// Puts the parts together. `store` has the form that [`trees`] says.
-    pub fn new(store: Store, sandbox: (Entered, Ground), registry: Arc<Client>, events: Events, cancel: Cancel) -> Self {
+    pub fn new(
+        store: Store,
+        sandbox: (Entered, Ground),
+        registry: Arc<Client>,
+        events: Events,
+        (cancel, remote): (Cancel, Remote),
+    ) -> Self {
         let (entered, ground) = sandbox;
-        Self { store, registry, events, cancel, entered, ground, host: OnceLock::new() }
+        Self { store, registry, events, cancel, remote, entered, ground, host: OnceLock::new() }
     }
 
     /// What this host offers to sandboxes; probed when a RUN first needs it.

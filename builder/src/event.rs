@@ -62,6 +62,14 @@ pub enum Event {
         /// The checks that fired.
         lints: Vec<Diagnostic>,
     },
+    /// Somebody else wants the terminal: all that came before is to be shown in its last form, then these words, and then nothing
+    /// that doesn't stand on lines of its own.
+    Paused {
+        /// To be shown last; may be empty.
+        words: String,
+        /// Is told when all is shown.
+        shown: Sender<()>,
+    },
     /// A task ended.
     Finished {
         /// The task.
@@ -129,6 +137,14 @@ impl Events {
         if !lints.is_empty() {
             self.send(Event::Lints { source: Arc::clone(source), lints });
         }
+    }
+
+    /// Waits until all that was sent is shown, followed by `words`, so that the terminal can be somebody else's.
+    pub fn pause(&self, words: &str) {
+        let (shown, wait) = channel();
+        self.send(Event::Paused { words: words.to_owned(), shown });
+        // An error says that nobody watches.
+        let _ = wait.recv();
     }
 
     /// The time since the start of the build.

@@ -15,6 +15,7 @@ pub mod event;
 pub mod export;
 pub mod grant;
 pub mod image;
+pub mod launch;
 pub mod ops;
 pub mod request;
 pub mod schedule;

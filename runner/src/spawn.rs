@@ -84,6 +84,7 @@ fn run_here(
     let (joint, handed) = Joint::new(spec.streams).map_err(RunError::Supervisor)?;
     let mut supervisor = Supervisor::start(host, joint, handed).map_err(RunError::Supervisor)?;
     let mut said = Said::default();
+    let _attached = remote.map(Remote::attach);
     let followed = supervisor.follow(&assignment, cancel, remote, output, &mut said);
     let ended = supervisor.end();
     // Also after a failure, for a plain directory is the caller's and stays.

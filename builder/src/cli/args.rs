@@ -9,6 +9,10 @@ use kiln_runner::Isolation;
 
 use super::progress::Mode;
 
+mod run;
+
+pub(crate) use run::RunArgs;
+
 /// Builds container images from Dockerfiles, without a daemon.
 #[derive(Debug, Parser)]
 #[command(name = "kiln", version, disable_version_flag = true, args_override_self = true)]
@@ -41,6 +45,8 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Build an image from a Dockerfile
     Build(Box<BuildArgs>),
+    /// Run a command in an image; what it changes is thrown away
+    Run(Box<RunArgs>),
     /// Upload an image to a registry
     Push(PushArgs),
     /// Download an image from a registry
@@ -520,7 +526,8 @@ fn plain_switches(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut out: Vec<OsString> = Vec::new();
     let mut args = args.into_iter();
     for arg in args.by_ref() {
-        if arg == "--" {
+        // What follows is not for kiln, or has its own say about switches.
+        if arg == "--" || arg == "run" && only_global(&out) {
             out.push(arg);
             break;
         }
@@ -534,6 +541,13 @@ fn plain_switches(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     }
     out.extend(args);
     out
+}
+
+/// Do only flags of every command follow the program's name?
+fn only_global(args: &[OsString]) -> bool {
+    let takes_value = |arg: &OsString| arg == "--root" || arg == "--isolation";
+    let is_flag = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"-");
+    args.windows(2).all(|pair| is_flag(&pair[1]) || takes_value(&pair[0]))
 }
 
 #[cfg(test)]

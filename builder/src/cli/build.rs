@@ -221,7 +221,7 @@ fn network(text: Option<&str>) -> Result<NetworkMode, Failure> {
 }
 
 /// `host:ip` or `host=ip`.
-fn extra_host(text: &str) -> Result<(String, String), Failure> {
+pub(super) fn extra_host(text: &str) -> Result<(String, String), Failure> {
     let invalid =
         || Failure::usage_hint(format!("invalid --add-host `{text}`"), "write `name:address`, for instance `db:10.0.0.5`");
     let at = text.find(['=', ':']).ok_or_else(invalid)?;

@@ -7,28 +7,48 @@ use kiln::error::Kind;
 
 /// How the process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub(crate) enum Exit {
+    /// As the command of `kiln run` did.
+    As(u8),
     /// All went well.
-    Success = 0,
+    Success,
     /// The build, or what else was asked for, failed.
-    Failed = 1,
+    Failed,
     /// The Dockerfile is wrong.
-    Dockerfile = 3,
+    Dockerfile,
     /// A registry or its credentials.
-    Registry = 4,
+    Registry,
     /// This host can't give the sandbox that was asked for.
-    Host = 5,
+    Host,
     /// The store can't be used.
-    Store = 6,
+    Store,
     /// A bug of kiln (`EX_SOFTWARE` of sysexits.h).
-    Bug = 70,
+    Bug,
     /// The command line or the settings are wrong, as docker has it.
-    Usage = 125,
+    Usage,
     /// 128 + SIGINT.
-    Interrupted = 130,
+    Interrupted,
     /// 128 + SIGTERM.
-    Terminated = 143,
+    Terminated,
+}
+
+impl Exit {
+    /// The number.
+    fn code(self) -> u8 {
+        match self {
+            Exit::As(code) => code,
+            Exit::Success => 0,
+            Exit::Failed => 1,
+            Exit::Dockerfile => 3,
+            Exit::Registry => 4,
+            Exit::Host => 5,
+            Exit::Store => 6,
+            Exit::Bug => 70,
+            Exit::Usage => 125,
+            Exit::Interrupted => 130,
+            Exit::Terminated => 143,
+        }
+    }
 }
 
 impl From<Kind> for Exit {
@@ -47,14 +67,14 @@ impl From<Kind> for Exit {
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        ExitCode::from(exit as u8)
+        ExitCode::from(exit.code())
     }
 }
 
 /// Ends the process now, from whatever thread.
 pub(crate) fn at_once(exit: Exit) -> ! {
     #[expect(clippy::exit, reason = "a second signal and a panic must not wait for threads that may hang")]
-    std::process::exit(i32::from(exit as u8))
+    std::process::exit(i32::from(exit.code()))
 }
 
 /// Makes a panic of any thread say what it is and end the process with [`Exit::Bug`]; release builds would abort otherwise.

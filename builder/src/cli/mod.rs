@@ -19,6 +19,7 @@ mod registries_conf;
 mod registry;
 mod report;
 mod resources;
+mod run;
 mod session;
 mod settings;
 mod space;
@@ -62,6 +63,7 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
 fn execute(session: &Session, command: &Command) -> Result<Exit, Failure> {
     match command {
         Command::Build(args) => return Ok(build::run(session, args)),
+        Command::Run(args) => return Ok(run::run(session, args)),
         Command::Push(args) => return registry::push(session, args),
         Command::Pull(args) => return registry::pull(session, args),
         Command::Save(args) => return archive::save(session, args),

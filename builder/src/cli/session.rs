@@ -10,10 +10,10 @@ use kiln::engine::{Engine, trees};
 use kiln::error::Error;
 use kiln::event::Events;
 use kiln_registry_client::{Client, CredentialStore, Options, Proxies, Warnings};
-use kiln_runner::{Cancel, Entered, Ground, Isolation, Snapshots, Wish};
+use kiln_runner::{Cancel, Entered, Ground, Isolation, Remote, Snapshots, Wish};
 use kiln_store::Store;
 use kiln_store::lock::{OnWait, Waiting};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2, SIGWINCH};
 
 use super::args::Global;
 use super::environment::Environment;
@@ -24,6 +24,9 @@ use super::{registries_conf, settings};
 
 /// How long another process is waited for in silence.
 const SILENT_WAIT: Duration = Duration::from_secs(1);
+
+/// How often a command may be asked to end before it is killed, as with docker.
+const PATIENCE: u32 = 3;
 
 /// What every command is given.
 #[derive(Debug)]
@@ -157,7 +160,9 @@ impl Session {
         let system = |operation| move |cause| Error::System { operation, cause };
         let cancel = Cancel::new().map_err(system("make an event descriptor"))?;
         let cancelled = Arc::new(AtomicBool::new(false));
-        listen(cancel.clone(), Arc::clone(&cancelled), Arc::clone(signal)).map_err(system("listen for signals"))?;
+        let remote = Remote::new().map_err(system("make a pipe"))?;
+        listen(cancel.clone(), remote.clone(), Arc::clone(&cancelled), Arc::clone(signal))
+            .map_err(system("listen for signals"))?;
 
         let (heard, to_cancel, warned) = (events.clone(), cancel.clone(), Mutex::new(Vec::new()));
         let on_wait = move |waiting: &Waiting<'_>| {
@@ -177,7 +182,7 @@ impl Session {
         let (store, ground) = self.open(Arc::new(on_wait))?;
         let heard = events.clone();
         let client = self.client(Warnings::to(move |warning| heard.warn(warning.to_string())), cancelled)?;
-        Ok(Engine::new(store, (self.entered.clone(), ground), Arc::new(client), events, cancel))
+        Ok(Engine::new(store, (self.entered.clone(), ground), Arc::new(client), events, (cancel, remote)))
     }
 }
 
@@ -193,11 +198,21 @@ fn waiting_for(waiting: &Waiting<'_>) -> String {
     }
 }
 
-/// Listens for SIGINT and SIGTERM until the process ends.
-fn listen(cancel: Cancel, cancelled: Arc<AtomicBool>, signal: Arc<AtomicI32>) -> std::io::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+/// Listens for SIGINT and SIGTERM until the process ends. While a command has the terminal they are for it, and so are changes of
+/// the window's size.
+fn listen(cancel: Cancel, remote: Remote, cancelled: Arc<AtomicBool>, signal: Arc<AtomicI32>) -> std::io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGWINCH])?;
     let wait = move || {
+        let mut insisted = 0;
         for arrived in signals.forever() {
+            if remote.is_attached() || arrived == SIGWINCH {
+                remote.signal(arrived);
+                insisted += u32::from(arrived != SIGWINCH);
+                if insisted >= PATIENCE {
+                    remote.signal(SIGKILL);
+                }
+                continue;
+            }
             let first = signal.compare_exchange(0, arrived, Ordering::SeqCst, Ordering::SeqCst).is_ok();
             cancelled.store(true, Ordering::SeqCst);
             cancel.trigger();
@@ -207,4 +222,14 @@ fn listen(cancel: Cancel, cancelled: Arc<AtomicBool>, signal: Arc<AtomicI32>) ->
         }
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(wait).map(drop)
+}
+
+/// From now on passes on the other signals that a process is steered with, as long as a command runs.
+pub(crate) fn pass_on(remote: Remote) -> Result<(), Failure> {
+    let system = |cause| Error::System { operation: "listen for signals", cause };
+    let asked = [SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGCONT, SIGTSTP];
+    let mut signals = signal_hook::iterator::Signals::new(asked).map_err(system)?;
+    let wait = move || signals.forever().for_each(|arrived| remote.signal(arrived));
+    std::thread::Builder::new().name("signals".to_owned()).spawn(wait).map_err(system)?;
+    Ok(())
 }

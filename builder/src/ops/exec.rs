@@ -60,11 +60,7 @@ pub struct Shown {
 
 /// Runs the command on a fresh layer above `prepared`'s parents; the layer is complete when this returns.
 pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting<'_>, task: &Task) -> Result<(), Error> {
-    let root = match prepared.tree() {
-        Some(tree) => RootFs::Dir(tree),
-        None => RootFs::Overlay { lowers: prepared.lowers.clone(), upper: prepared.upper.clone(), work: prepared.work.clone() },
-    };
-    let mut spec = RunSpec::new(root, op.args.iter().map(OsString::from).collect());
+    let mut spec = RunSpec::new(root(prepared), op.args.iter().map(OsString::from).collect());
     spec.env = op.env.iter().chain(&op.proxy_env).map(|(k, v)| (k.into(), v.into())).collect();
     spec.cwd = PathBuf::from(op.cwd.as_os_str());
     spec.user.clone_from(&op.user);
@@ -97,11 +93,7 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
             readonly: true,
         });
     }
-    spec.recorder = (engine.store.form().owners == Ownership::Recorded).then(|| Recorder {
-        owner_attribute: OWNER_ATTRIBUTE.to_owned(),
-        node_attribute: NODE_ATTRIBUTE.to_owned(),
-        show: true,
-    });
+    spec.recorder = recorder(engine);
     let mut tail = Vec::new();
     let outcome = run(&spec, engine.host(), setting.cancel, &mut |_, data| {
         task.log(data);
@@ -132,6 +124,23 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
     let code = Some(outcome.status.code());
     let command = op.args.join(" ");
     Err(Error::Unplaced(Box::new(StepError::Command { command, status, code, tail: last_lines(&tail) })))
+}
+
+/// The root of a command whose changes `prepared` takes.
+pub(crate) fn root(prepared: &Prepared) -> RootFs {
+    match prepared.tree() {
+        Some(tree) => RootFs::Dir(tree),
+        None => RootFs::Overlay { lowers: prepared.lowers.clone(), upper: prepared.upper.clone(), work: prepared.work.clone() },
+    }
+}
+
+/// How the store wants to have written down what the kernel can't hold.
+pub(crate) fn recorder(engine: &Engine) -> Option<Recorder> {
+    (engine.store.form().owners == Ownership::Recorded).then(|| Recorder {
+        owner_attribute: OWNER_ATTRIBUTE.to_owned(),
+        node_attribute: NODE_ATTRIBUTE.to_owned(),
+        show: true,
+    })
 }
 
 /// What must live as long as the command runs.
@@ -277,7 +286,7 @@ fn agent_socket(engine: &Engine, mount: &SshMount, grants: &Grants, held: &mut H
 }
 
 /// Why a command could not be run; for another processor than this machine's, mostly for want of what emulates it.
-fn not_run(error: RunError, platform: &Platform) -> Error {
+pub(crate) fn not_run(error: RunError, platform: &Platform) -> Error {
     let foreign = is_foreign(platform);
     let cause = match error {
         RunError::Exec { program, source } if foreign && is(&source, Errno::NOEXEC) => {

@@ -21,5 +21,6 @@ mod mounts;
 mod ordinary;
 mod platform;
 mod registry;
+mod run;
 mod support;
 mod threats;

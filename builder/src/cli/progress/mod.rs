@@ -138,11 +138,23 @@ fn watch(mode: Mode, style: &Style, source: &Source) -> Summary {
         Mode::Quiet => {
             let mut trace = Trace::new(TAIL_LINES);
             while let Some(events) = source.next(IDLE) {
-                events.for_each(|event| trace.apply(&event));
+                events.for_each(|event| {
+                    trace.apply(&event);
+                    paused(&event);
+                });
             }
             // Who asked for silence does not want to hear of lints.
             Summary { failed: trace.failed(), warnings: trace.warnings, lints: None }
         }
+    }
+}
+
+/// Shows the words of a pause, if the event is one, and says that all is shown.
+fn paused(event: &Event) {
+    if let Event::Paused { words, shown } = event {
+        write_stderr(&mut words.clone().into_bytes());
+        // Who asked may have gone on without.
+        let _ = shown.send(());
     }
 }
 
@@ -160,6 +172,11 @@ fn watch_plain(source: &Source) -> Summary {
         for event in events {
             trace.apply(&event);
             plain.apply(&event, &trace);
+            if matches!(event, Event::Paused { .. }) {
+                plain.finish(&trace, clock.elapsed(), &mut out);
+                write_stderr(&mut out);
+                paused(&event);
+            }
         }
         plain.write(&trace, clock.elapsed(), &mut out);
         write_stderr(&mut out);
@@ -190,18 +207,32 @@ fn watch_tty(style: &Style, source: &Source) -> Summary {
     let mut painter = tty::Painter::default();
     let mut out = Vec::new();
     let mut next_frame = FIRST_FRAME;
+    let mut is_paused = false;
     let wait = |next: Duration| next.saturating_sub(clock.elapsed()).max(Duration::from_millis(1));
-    while let Some(events) = source.next(wait(next_frame)) {
-        events.for_each(|event| trace.apply(&event));
+    while let Some(events) = source.next(if is_paused { IDLE } else { wait(next_frame) }) {
+        for event in events {
+            trace.apply(&event);
+            if matches!(event, Event::Paused { .. }) {
+                if !is_paused && !trace.tasks().is_empty() {
+                    painter.paint(&tty::frame(&trace, clock.elapsed(), terminal_size(), style, true), &mut out);
+                    write_stderr(&mut out);
+                }
+                // What is on the screen from here on is somebody else's, so that nothing may be drawn over it.
+                is_paused = true;
+                paused(&event);
+            }
+        }
         let now = clock.elapsed();
-        if now >= next_frame {
+        if now >= next_frame && !is_paused && !trace.tasks().is_empty() {
             painter.paint(&tty::frame(&trace, now, terminal_size(), style, false), &mut out);
             write_stderr(&mut out);
             next_frame = now + FRAME;
         }
     }
-    painter.paint(&tty::frame(&trace, clock.elapsed(), terminal_size(), style, true), &mut out);
-    write_stderr(&mut out);
+    if !is_paused {
+        painter.paint(&tty::frame(&trace, clock.elapsed(), terminal_size(), style, true), &mut out);
+        write_stderr(&mut out);
+    }
     summary(trace)
 }
 

@@ -97,7 +97,7 @@ impl Plain {
                     lane.line(&line);
                 }
             }
-            Event::Lints { .. } => {}
+            Event::Lints { .. } | Event::Paused { .. } => {}
             Event::Warning { message, .. } => message.lines().for_each(|line| lane.line(&format!("#{number} WARN: {line}"))),
             Event::Finished { outcome, at, .. } => {
                 let line = match outcome {
@@ -283,7 +283,7 @@ fn place(event: &Event) -> Option<(TaskId, Duration)> {
         | Event::Status { task, at, .. }
         | Event::Finished { task, at, .. } => Some((*task, *at)),
         Event::Warning { task, .. } => task.map(|task| (task, Duration::ZERO)),
-        Event::Lints { .. } => None,
+        Event::Lints { .. } | Event::Paused { .. } => None,
     }
 }
 

@@ -43,6 +43,11 @@ pub(crate) fn write(event: &Event, trace: &Trace, zero: SystemTime, out: &mut Ve
             let short = base64(message);
             json!({ "warnings": [{ "vertex": task.map(digest).unwrap_or_default(), "level": 1, "short": short }] })
         }
+        // Words for a person; a program hears of what is done here by what follows.
+        Event::Paused { shown, .. } => {
+            let _ = shown.send(());
+            return;
+        }
         Event::Lints { source, lints } => json!({ "warnings": lints.iter().map(|l| lint(source, l)).collect::<Vec<_>>() }),
     };
     // A value that was built here has only string keys and finite numbers.

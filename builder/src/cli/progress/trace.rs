@@ -108,6 +108,7 @@ impl Trace {
                 Some(state) => state.warnings.push(message.clone()),
                 None => self.warnings.push(message.clone()),
             },
+            Event::Paused { .. } => {}
             Event::Lints { source, lints } => self.lints = Some((Arc::clone(source), lints.clone())),
             Event::Finished { task, outcome, at } => {
                 if let Some(state) = self.get_mut(*task) {

@@ -12,3 +12,4 @@ pub(crate) mod lab;
 pub(crate) mod leftovers;
 pub(crate) mod skip;
 pub(crate) mod tar;
+pub(crate) mod terminal;
