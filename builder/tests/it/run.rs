@@ -276,7 +276,8 @@ expect 24 80
 resize 50 132
 type sleep 0.3; stty size\r
 expect 50 132
-type sleep 1000\r
+type echo st''arted; sleep 1000\r
+expect started
 type \x03
 expect /srv #
 type tty; echo $((6*7))\r
