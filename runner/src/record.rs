@@ -86,7 +86,7 @@ impl Preparation {
         let listener = Listener::new(fd).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         let root = rustix::io::fcntl_dupfd_cloexec(root, 3)?;
         self.proc.enter()?;
-        let owners = Owners::new(self.recorder, root.as_fd(), upper)?;
+        let owners = Owners::new(self.recorder, base.owner(), root.as_fd(), upper)?;
         Ok(Some(Server { listener, proc: self.proc, root, owners, identities: vec![base] }))
     }
 }
@@ -243,7 +243,7 @@ impl Server {
                 let object = caller.find(directory, &path, flags)?;
                 self.owners.give(&object, identity, ids.id(a[first]), ids.id(a[first + 1]))
             }
-            Call::Stat | Call::Lstat | Call::Newfstatat | Call::Statx => {
+            Call::Stat | Call::Lstat | Call::Fstat | Call::Newfstatat | Call::Statx => {
                 if notification.architecture != seccomp::NATIVE && call != Call::Statx {
                     return Ok(Reply::Continue);
                 }

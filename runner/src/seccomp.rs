@@ -177,10 +177,6 @@ fn decide(verdict: Verdict) -> Vec<Instruction> {
             code.extend(any_of(&told, RETURN_NOTIFY, RETURN_ALLOW));
             code
         }
-        Verdict::Tell(When::ByPath(index)) => {
-            // AT_EMPTY_PATH.
-            vec![load(ARGUMENT_0 + 8 * index), jump(JSET, 0x1000, 0, 1), ret(RETURN_ALLOW), ret(RETURN_NOTIFY)]
-        }
         Verdict::Rule(Rule::Allow) => vec![ret(RETURN_ALLOW)],
         Verdict::Rule(Rule::Missing) => vec![ret(ENOSYS)],
         Verdict::Rule(Rule::Socket) => {

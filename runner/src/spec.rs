@@ -74,7 +74,7 @@ pub struct Recorder {
     pub owner_attribute: String,
     /// Extended attribute of an empty regular file that stands for a device node: `c MAJOR:MINOR` or `b MAJOR:MINOR`.
     pub node_attribute: String,
-    /// Whether `stat` of a path tells the recorded owners to a command that runs as root, as it would where they are real.
+    /// Whether `stat` and its like tell the recorded owners to a command that runs as root, as it would where they are real.
     pub show: bool,
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +20,10 @@ use crate::sys::Notification;
 #[derive(Debug)]
 pub(super) struct Owners {
     recorder: Recorder,
+    /// Whom belongs what the run makes and nobody gives away.
+    maker: (u32, u32),
+    /// Of the sandbox.
+    root: OwnedFd,
     /// The device of the root file system.
     device: u64,
     /// The directory that takes the changes.
@@ -36,9 +40,15 @@ struct Inode {
 }
 
 impl Owners {
-    pub(super) fn new(recorder: Recorder, root: BorrowedFd<'_>, upper: BorrowedFd<'_>) -> Result<Owners, Errno> {
+    pub(super) fn new(
+        recorder: Recorder,
+        maker: (u32, u32),
+        root: BorrowedFd<'_>,
+        upper: BorrowedFd<'_>,
+    ) -> Result<Owners, Errno> {
         let device = rustix::fs::fstat(root)?.st_dev;
-        Ok(Owners { recorder, device, upper: rustix::io::fcntl_dupfd_cloexec(upper, 3)?, by_inode: HashMap::new() })
+        let [root, upper] = [root, upper].map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 3));
+        Ok(Owners { recorder, maker, root: root?, device, upper: upper?, by_inode: HashMap::new() })
     }
 
     /// `chown` of an object.
@@ -49,9 +59,17 @@ impl Owners {
         uid: Option<u32>,
         gid: Option<u32>,
     ) -> Result<Reply, Errno> {
-        if !identity.is_root() && !identity.may_give(self.owner(object)?, uid, gid) {
-            return Err(Errno::PERM);
-        }
+        // Before the object is copied up, and looks as if it were made here.
+        let (uid, gid) = match (uid, gid, identity.is_root()) {
+            (Some(_), Some(_), true) | (None, None, _) => (uid, gid),
+            _ => {
+                let present = self.true_owner(object)?;
+                if !identity.may_give(present, uid, gid) {
+                    return Err(Errno::PERM);
+                }
+                (uid.or(Some(present.0)), gid.or(Some(present.1)))
+            }
+        };
         // A real one, by which the object gets into the upper directory and loses its set-id bits and capabilities as ever.
         let real = |id: Option<u32>| id.map(|_| 0);
         match rustix::fs::chownat(&object.fd, "", real(uid).map(Uid::from_raw), real(gid).map(Gid::from_raw), AtFlags::EMPTY_PATH)
@@ -61,36 +79,61 @@ impl Owners {
             Err(Errno::PERM) if object.kind().is_char_device() => return Ok(Reply::Value(0)),
             Err(errno) => return Err(errno),
         }
-        if uid.is_none() && gid.is_none() {
-            return Ok(Reply::Value(0));
+        if let (Some(uid), Some(gid)) = (uid, gid) {
+            self.note(object, (uid, gid))?;
         }
-        let (uid, gid) = match (uid, gid) {
-            (Some(uid), Some(gid)) => (uid, gid),
-            _ => {
-                let present = self.owner(object)?;
-                (uid.unwrap_or(present.0), gid.unwrap_or(present.1))
-            }
-        };
-        self.note(object, (uid, gid))?;
         Ok(Reply::Value(0))
     }
 
-    /// Whom an object belongs to by the notes.
+    /// Whom an object belongs to by the notes; what has none is taken for root's.
     pub(super) fn owner(&self, object: &Object) -> Result<(u32, u32), Errno> {
+        Ok(self.noted(object)?.unwrap_or((0, 0)))
+    }
+
+    /// The same, but what has none and was made by this run is its maker's.
+    fn true_owner(&self, object: &Object) -> Result<(u32, u32), Errno> {
+        match self.noted(object)? {
+            Some(owner) => Ok(owner),
+            None => Ok(self.made(object).unwrap_or((0, 0))),
+        }
+    }
+
+    fn noted(&self, object: &Object) -> Result<Option<(u32, u32)>, Errno> {
         if !has_attributes(object.kind()) {
             if self.by_inode.is_empty() {
-                return Ok((0, 0));
+                return Ok(None);
             }
-            let noted = self.in_upper(object).and_then(|inode| self.by_inode.get(&inode).copied());
-            return Ok(noted.unwrap_or((0, 0)));
+            return Ok(self.in_upper(object).and_then(|inode| self.by_inode.get(&inode).copied()));
         }
         let mut text = [0u8; 24];
         match rustix::fs::getxattr(object.path(), self.recorder.owner_attribute.as_str(), &mut text[..]) {
-            Ok(length) => Ok(parse(&text[..length]).unwrap_or((0, 0))),
+            Ok(length) => Ok(parse(&text[..length])),
             // Longer than any that was written here.
-            Err(Errno::NODATA | Errno::NOTSUP | Errno::PERM | Errno::RANGE) => Ok((0, 0)),
+            Err(Errno::NODATA | Errno::NOTSUP | Errno::PERM | Errno::RANGE) => Ok(None),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// Whom an object without a note belongs to, if this run made it; `None` if it comes from a layer below.
+    fn made(&self, object: &Object) -> Option<(u32, u32)> {
+        let path = path_of(object)?;
+        if object.stat.st_dev == self.device {
+            let fd = self.open_in_upper(&path)?;
+            // An overlay marks so what it copied up.
+            let origin = |name: &str| rustix::fs::getxattr(fd.as_raw_fd().to_string(), name, &mut [0u8; 0][..]).is_ok();
+            if has_attributes(object.kind()) && (origin("user.overlay.origin") || origin("trusted.overlay.origin")) {
+                return None;
+            }
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = Object::new(rustix::fs::openat(&self.root, parent, flags, Mode::empty()).ok()?).ok()?;
+        // What is made in such a folder has its group.
+        let group = match parent.stat.st_mode & libc::S_ISGID {
+            0 => self.maker.1,
+            _ => self.true_owner(&parent).ok()?.1,
+        };
+        Some((self.maker.0, group))
     }
 
     /// Notes whom an object belongs to.
@@ -140,15 +183,19 @@ impl Owners {
         if object.stat.st_dev != self.device {
             return None;
         }
-        let path = rustix::fs::readlink(object.path(), Vec::new()).ok()?;
-        let path = Path::new(OsStr::from_bytes(path.as_bytes())).strip_prefix("/").ok()?.to_owned();
+        let fd = self.open_in_upper(&path_of(object)?)?;
+        inode(&rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::INO | StatxFlags::BTIME).ok()?)
+    }
+
+    /// What is in the upper directory at the path of an object.
+    fn open_in_upper(&self, path: &Path) -> Option<OwnedFd> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
         // A path that ends in a link is refused where links are, so its folder is looked for.
         let (parent, name) = (path.parent()?, path.file_name()?);
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         let parent = rustix::fs::openat2(&self.upper, parent, flags | OFlags::DIRECTORY, Mode::empty(), resolve).ok()?;
-        inode(&rustix::fs::statx(parent, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO | StatxFlags::BTIME).ok()?)
+        rustix::fs::openat(parent, name, flags, Mode::empty()).ok()
     }
 
     /// What was noted in memory of inodes that still are what they were.
@@ -179,6 +226,12 @@ impl Owners {
         found.dedup();
         found
     }
+}
+
+/// Where an object is, from the sandbox's root.
+fn path_of(object: &Object) -> Option<PathBuf> {
+    let path = rustix::fs::readlink(object.path(), Vec::new()).ok()?;
+    Some(Path::new(OsStr::from_bytes(path.as_bytes())).strip_prefix("/").ok()?.to_owned())
 }
 
 fn inode(stat: &Statx) -> Option<Inode> {
@@ -286,7 +339,7 @@ impl Owners {
             return Ok(None);
         }
         let object = caller.find(wish.directory, &parent, AtFlags::empty())?;
-        Ok(Some(self.owner(&object)?.1))
+        Ok(Some(self.true_owner(&object)?.1))
     }
 }
 

@@ -21,14 +21,19 @@ const EXTENDED: [usize; 4] = [28, 20, 24, 128];
 
 /// Answers by the notes; what has none is left to the kernel, as is every error.
 pub(super) fn tell(call: Call, a: &[u64; 6], caller: &Caller<'_>, owners: &Owners) -> Result<Reply, Errno> {
-    let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+    let known = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
     let (directory, path, to, flags) = match call {
         Call::Stat => (libc::AT_FDCWD, a[0], a[1], AtFlags::empty()),
-        Call::Lstat => (libc::AT_FDCWD, a[0], a[1], nofollow),
+        Call::Lstat => (libc::AT_FDCWD, a[0], a[1], AtFlags::SYMLINK_NOFOLLOW),
+        Call::Fstat => (a[0] as i32, 0, a[1], AtFlags::EMPTY_PATH),
         Call::Newfstatat => (a[0] as i32, a[1], a[2], AtFlags::from_bits_retain(a[3] as u32)),
         _ => (a[0] as i32, a[1], a[4], AtFlags::from_bits_retain(a[2] as u32)),
     };
-    let found = caller.path(path).and_then(|path| caller.find(directory, &path, flags & nofollow));
+    let found = match path {
+        // The kernel takes none for an empty one.
+        0 if flags.contains(AtFlags::EMPTY_PATH) => caller.descriptor(directory),
+        path => caller.path(path).and_then(|path| caller.find(directory, &path, flags & known)),
+    };
     let Ok(object) = found else { return Ok(Reply::Continue) };
     let (owner, device) = (owners.owner(&object)?, owners.device(&object));
     // The kernel's answer is another for what is the host's, as `/proc` and the devices are.

@@ -28,6 +28,7 @@ pub(crate) enum Call {
     Prctl,
     Stat,
     Lstat,
+    Fstat,
     Newfstatat,
     Statx,
 }
@@ -35,7 +36,7 @@ pub(crate) enum Call {
 impl Call {
     /// Whether it asks what a file is.
     pub(super) fn is_status(self) -> bool {
-        matches!(self, Call::Stat | Call::Lstat | Call::Newfstatat | Call::Statx)
+        matches!(self, Call::Stat | Call::Lstat | Call::Fstat | Call::Newfstatat | Call::Statx)
     }
 }
 
@@ -83,9 +84,6 @@ pub(super) enum When {
     Always,
     /// When the argument of this index creates a file.
     Creates(u32),
-    /// When the argument of this index, flags, has no AT_EMPTY_PATH: the C libraries ask so of each file that they open, and who is
-    /// to own a copy is asked by path.
-    ByPath(u32),
     /// When the first argument, of `prctl`, is about capabilities that are kept without being root, or about the timer slack.
     Keeps,
 }
@@ -135,9 +133,10 @@ const NOTIFIED: &[(&str, When, Call)] = &[
     ("getgroups", When::Always, Call::Getgroups),
     ("prctl", When::Keeps, Call::Prctl),
     ("stat", When::Always, Call::Stat),
+    ("fstat", When::Always, Call::Fstat),
     ("lstat", When::Always, Call::Lstat),
-    ("newfstatat", When::ByPath(3), Call::Newfstatat),
-    ("statx", When::ByPath(2), Call::Statx),
+    ("newfstatat", When::Always, Call::Newfstatat),
+    ("statx", When::Always, Call::Statx),
 ];
 
 /// Where a name of [`TABLE`] is in the list, and whether it is the later form with ids of 32 bits.
