@@ -14,6 +14,11 @@ test:
 	testdata/tools/setup.sh test
 	testdata/tools/run-tests.sh $(ARGS)
 
+# A push and a pull of a gigabyte over a line that breaks twenty times; `make test` does the same with 50 MB.
+cuts:
+	testdata/tools/setup.sh test
+	KILN_TEST_CUT_MB=1000 cargo test -p kiln-registry-client --test it -- --exact resume::twenty_cuts_cost_a_tenth --nocapture
+
 # Writes what the conformance cases expect, from a newer BuildKit (Debian sid's docker.io). CASE is a part of their names.
 record:
 	testdata/tools/setup.sh test

@@ -37,6 +37,8 @@ const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
 /// What a build gave.
 #[derive(Debug)]
 pub struct BuildOutcome {
+    /// In which mode commands were run, or would have been.
+    pub sandbox: String,
     /// The image's id: the digest of its configuration.
     pub image_id: Digest,
     /// Its manifest, when an output or a push needed one.
@@ -79,6 +81,9 @@ impl From<Error> for Rejected {
 
 /// Builds what `request` says, to the end: named in the store, written to files, pushed.
 pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Error> {
+    if *engine.mode() != kiln_runner::Mode::Root {
+        engine.events.start(format!("[internal] sandbox: {}", engine.mode())).done();
+    }
     let main = locate_main(engine, request)?;
     let (source, parsed, path) = load_definition(engine, request, &main)?;
     let ignore = load_main_ignore(engine, &main, path.as_deref())?;
@@ -140,7 +145,7 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
         true => push_all(engine, request)?.or(manifest),
         false => manifest,
     };
-    Ok(BuildOutcome { image_id, manifest, names: request.tags.clone() })
+    Ok(BuildOutcome { sandbox: engine.mode().name().to_owned(), image_id, manifest, names: request.tags.clone() })
 }
 
 /// Makes a folder of the build context.

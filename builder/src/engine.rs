@@ -41,12 +41,23 @@ impl Engine {
         Self { store, registry, events, cancel, remote, entered, ground, host: OnceLock::new() }
     }
 
+    /// In which mode commands are run.
+    pub fn mode(&self) -> &Mode {
+        &self.entered.mode
+    }
+
     /// What this host offers to sandboxes; probed when a RUN first needs it.
     pub fn host(&self) -> &Host {
         self.host.get_or_init(|| {
             let mut host = Host::probe(&self.entered, &self.ground);
             // It only makes steps faster, by about 4 ms on a busy ext4; a full disk will be met again where it matters.
             let _ = host.keep_mount_points(&self.store.mount_points());
+            if host.mode == Mode::Chroot {
+                self.events.warn(
+                    "the isolation `chroot` is not a security boundary: a command can see and change everything that kiln can"
+                        .to_owned(),
+                );
+            }
             if host.mode_is_usable() && !host.counts_processes(&GroupLimits::default()) {
                 self.events.warn(
                     "no control group can be made here, so that the processes of a RUN are only limited by `ulimit -u`"
@@ -80,9 +91,10 @@ impl Engine {
 /// Which store a process uses: what it can mount and whom it can give files to decides how its trees lie on disk.
 pub fn trees(entered: &Entered, ground: &Ground) -> Trees {
     let owners = match &entered.mode {
-        Mode::Root | Mode::SubIds | Mode::Nested | Mode::Chroot => Ownership::Real,
+        Mode::Root | Mode::Chroot => Ownership::Real,
+        Mode::SubIds | Mode::Nested => Ownership::Mapped,
         Mode::OneId => Ownership::Recorded,
-        Mode::Unavailable { .. } if entered.was_root => Ownership::Real,
+        Mode::Unavailable { .. } if entered.may_give_files_away() => Ownership::Real,
         Mode::Unavailable { .. } => Ownership::Recorded,
     };
     let whiteouts = match (&entered.mode, ground.snapshots) {
@@ -90,6 +102,6 @@ pub fn trees(entered: &Entered, ground: &Ground) -> Trees {
         (Mode::Root, Snapshots::Overlay) => WhiteoutStyle::Device,
         (_, Snapshots::Overlay) => WhiteoutStyle::UserXattr,
     };
-    let ids = (owners == Ownership::Real && entered.mode != Mode::Root).then(|| entered.ids.to_string());
+    let ids = (owners != Ownership::Recorded && entered.mode != Mode::Root).then(|| entered.ids.to_string());
     Trees { form: TreeForm { whiteouts, owners }, ids }
 }

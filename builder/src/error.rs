@@ -328,6 +328,11 @@ impl Error {
         match self {
             Error::Step { meant: Some(meant), .. } => Some(meant.clone()),
             Error::Registry(error) => error.hint(),
+            Error::Store(kiln_store::Error::ForeignIds { path, .. }) => Some(format!(
+                "put the old lines into /etc/subuid and /etc/subgid again, or remove the store (with the rights of root: `rm -r {}`), \
+                 or use another one with `--root`",
+                path.display()
+            )),
             Error::Host(error) => Some(host_hint(error)),
             Error::Step { cause, .. } | Error::Unplaced(cause) => match &**cause {
                 StepError::Registry(error) => error.hint(),

@@ -1,7 +1,7 @@
 //! Hides in which order an image travels: a push sends layers before the configuration before the manifest, and only what the
 //! registry lacks; a pull names the image when everything is there.
 
-use std::io::Read;
+use std::io::{Read, Seek as _, SeekFrom};
 use std::sync::Mutex;
 
 use kiln_oci::config::ImageConfig;
@@ -109,7 +109,10 @@ pub(crate) fn push_in(engine: &Engine, reference: &Reference, task: &Task) -> Re
     engine.registry.push_blob(
         &repository,
         config,
-        &|| Ok(Box::new(std::io::Cursor::new(bytes.clone())) as Box<dyn Read + Send>),
+        &|from| {
+            let rest = bytes.get(usize::try_from(from).unwrap_or(usize::MAX)..).unwrap_or_default();
+            Ok(Box::new(std::io::Cursor::new(rest.to_vec())) as Box<dyn Read + Send>)
+        },
         &|_| {},
     )?;
     let name = match reference.tag() {
@@ -206,13 +209,14 @@ fn push_layer(
     // A lazy base layer is fetched only when the registry turns out to lack it. An error on the way there must reach the
     // person as what it was, so it is kept beside the reader's.
     let fetch_error = Mutex::new(None);
-    let open = || -> std::io::Result<Box<dyn Read + Send>> {
+    let open = |from| -> std::io::Result<Box<dyn Read + Send>> {
         if let Err(error) = fetch_layer(engine, layer, task) {
             let text = error.to_string();
             *fetch_error.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
             return Err(std::io::Error::other(text));
         }
-        let file = engine.store.blobs().open_sized(&blob.digest, blob.size).map_err(std::io::Error::other)?;
+        let mut file = engine.store.blobs().open_sized(&blob.digest, blob.size).map_err(std::io::Error::other)?;
+        file.seek(SeekFrom::Start(from))?;
         Ok(Box::new(file))
     };
     task.status(&name, 0, Some(blob.size));

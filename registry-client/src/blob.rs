@@ -34,9 +34,10 @@ impl<'a> Download<'a> {
         let mut ask =
             Ask::new(Method::GET, exchange.endpoint.url(repository.path(), &format!("blobs/{}", self.descriptor.digest)));
         let mut patience = Patience::new(&exchange.options.retry);
+        let mut ranges = true;
         loop {
             let before = self.received;
-            if before > 0 {
+            if before > 0 && ranges {
                 let range = HeaderValue::from_str(&format!("bytes={before}-"))
                     .map_err(|_| exchange.error(ErrorKind::Protocol("range".to_owned())))?;
                 ask.headers.insert(RANGE, range);
@@ -45,6 +46,11 @@ impl<'a> Download<'a> {
                 Ok(()) => return Ok(()),
                 Err(fault) => fault,
             };
+            // A server that doesn't take the range gives the whole again, of which the beginning is passed over.
+            if ranges && ask.headers.remove(RANGE).is_some() && is_about_ranges(&fault.kind) {
+                ranges = false;
+                continue;
+            }
             if self.received - before >= WORTHWHILE {
                 patience.renew();
             }
@@ -58,7 +64,7 @@ impl<'a> Download<'a> {
             // The whole blob, although a part was asked for: what came already is passed over.
             200 => self.received,
             206 if range_start(&incoming) == Some(self.received) => 0,
-            206 => return Err(ErrorKind::Protocol(format!("another range than the one from byte {} on", self.received)).into()),
+            206 => return Err(ErrorKind::Protocol(format!("{OTHER_RANGE} from byte {} on", self.received)).into()),
             status if temporary_status(status) => return Err(exchange.refusal(incoming)),
             _ => return Err(exchange.refusal(incoming)),
         };
@@ -93,6 +99,16 @@ impl<'a> Download<'a> {
             return Err(ErrorKind::DigestMismatch { source_of: "the content", expected, actual: actual.to_string() }.into());
         }
         Ok(())
+    }
+}
+
+const OTHER_RANGE: &str = "another range than the one";
+
+fn is_about_ranges(kind: &ErrorKind) -> bool {
+    match kind {
+        ErrorKind::Answered(answer) => matches!(answer.status, 416 | 400 | 501),
+        ErrorKind::Protocol(reason) => reason.starts_with(OTHER_RANGE),
+        _ => false,
     }
 }
 

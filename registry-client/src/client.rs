@@ -13,6 +13,7 @@ use url::Url;
 
 use crate::auth::Auth;
 use crate::blob::{self, Download};
+use crate::budget::Budget;
 use crate::challenge::Scopes;
 use crate::credentials::Credentials;
 use crate::endpoint::Endpoint;
@@ -20,7 +21,7 @@ use crate::error::{Error, ErrorKind, Operation};
 use crate::exchange::{Ask, Exchange};
 use crate::transport::{Body, Outgoing, Transport};
 use crate::upload::Upload;
-use crate::{Options, Repository, Result, Serves, Warning, manifest, upload};
+use crate::{Options, Repository, Result, Serves, Warning, manifest, referrers, upload};
 
 /// Speaks to registries. Share one among all threads of a process: tokens and connections are kept.
 #[derive(Debug)]
@@ -32,6 +33,9 @@ pub struct Client {
     absent: Mutex<BTreeSet<String>>,
     /// Which of the hosts that may do without TLS do so.
     plain: Mutex<BTreeMap<Url, bool>>,
+    budget: Budget,
+    /// Held while a list of referrers is changed, which no registry can do for two at once.
+    listing: Mutex<()>,
 }
 
 /// How a blob came to be in a repository.
@@ -67,7 +71,15 @@ impl Client {
         }
         let transport = Transport::new(&options);
         let auth = Auth::new(options.credentials.clone());
-        Ok(Self { options, transport, auth, absent: Mutex::default(), plain: Mutex::default() })
+        Ok(Self {
+            options,
+            transport,
+            auth,
+            absent: Mutex::default(),
+            plain: Mutex::default(),
+            budget: Budget::default(),
+            listing: Mutex::default(),
+        })
     }
 
     /// The settings that it was made with.
@@ -146,8 +158,8 @@ impl Client {
         upload::mount_only(&exchange, repository, digest, from)
     }
 
-    /// Pushes a blob unless the repository has it. `open` gives its bytes from the first one on; it is called again when a
-    /// broken upload starts anew, and `progress`, which is told how many bytes have gone so far, then falls back.
+    /// Pushes a blob unless the repository has it. `open` gives its bytes from a position on; it is called for each part that is
+    /// sent, and `progress`, which is told how many bytes have gone so far, falls back when a part is sent again.
     ///
     /// # Errors
     /// No connection, no right to push, the registry reports another digest, or [`ErrorKind::Local`] when the source fails or
@@ -156,7 +168,7 @@ impl Client {
         &self,
         repository: &Repository,
         descriptor: &Descriptor,
-        open: &dyn Fn() -> io::Result<Box<dyn Read + Send>>,
+        open: &dyn Fn(u64) -> io::Result<Box<dyn Read + Send>>,
         progress: &dyn Fn(u64),
     ) -> Result<Pushed> {
         self.push_blob_from(repository, descriptor, &[], open, progress)
@@ -172,7 +184,7 @@ impl Client {
         repository: &Repository,
         descriptor: &Descriptor,
         sources: &[Repository],
-        open: &dyn Fn() -> io::Result<Box<dyn Read + Send>>,
+        open: &dyn Fn(u64) -> io::Result<Box<dyn Read + Send>>,
         progress: &dyn Fn(u64),
     ) -> Result<Pushed> {
         let endpoint = self.target(repository)?;
@@ -200,7 +212,7 @@ impl Client {
             ManifestName::Digest => format!("{repository}@{}", Digest::of(bytes)),
         };
         let exchange = self.exchange(&endpoint, "push manifest", &subject, repository, Scopes::push(repository.path()));
-        manifest::push(&exchange, repository, name, media_type, bytes)
+        manifest::push(&exchange, repository, name, media_type, bytes).map(|(digest, _)| digest)
     }
 
     /// Checks that a registry answers, and takes the stored credentials if it wants any.
@@ -219,12 +231,37 @@ impl Client {
         self.check_version(&Auth::fixed(credentials.clone()), "log in", registry)
     }
 
+    /// What refers to a manifest: signatures, attestations, bills of materials. Those of one `artifact_type` only, if it is given.
+    /// Registries without the API are asked for the tag that stands in for it. The registry itself is asked, and no mirror.
+    ///
+    /// # Errors
+    /// No connection, no right to pull, or an answer that is no index.
+    pub fn referrers(&self, repository: &Repository, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Descriptor>> {
+        let endpoint = self.target(repository)?;
+        let name = format!("{repository}@{subject}");
+        let exchange = self.exchange(&endpoint, "list referrers of", &name, repository, Scopes::pull(repository.path()));
+        referrers::list(&exchange, repository, subject, artifact_type)
+    }
+
+    /// Pushes a manifest that has a `subject`, by digest, and sees to it that [`referrers`](Self::referrers) finds it: where the
+    /// registry doesn't list it by itself, it is added to the tag that stands in for the API. Gives the manifest's descriptor.
+    ///
+    /// # Errors
+    /// As [`push_manifest`](Self::push_manifest), and when the manifest has no `subject`.
+    pub fn push_referrer(&self, repository: &Repository, media_type: &str, bytes: &[u8]) -> Result<Descriptor> {
+        let endpoint = self.target(repository)?;
+        let name = format!("{repository}@{}", Digest::of(bytes));
+        let exchange = self.exchange(&endpoint, "push manifest", &name, repository, Scopes::push(repository.path()));
+        let _one = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        referrers::push(&exchange, repository, media_type, bytes)
+    }
+
     fn check_version(&self, auth: &Auth, action: &'static str, registry: &str) -> Result<()> {
         let endpoint = self.registry(registry)?;
         let operation = endpoint.operation(action, "");
         let (path, scopes) = (String::new(), Scopes::default());
-        let exchange =
-            Exchange { options: &self.options, transport: &self.transport, auth, endpoint: &endpoint, path, scopes, operation };
+        let (options, transport, budget) = (&self.options, &self.transport, &self.budget);
+        let exchange = Exchange { options, transport, auth, endpoint: &endpoint, path, scopes, operation, budget };
         let incoming = exchange.patiently(&Ask::new(Method::GET, endpoint.base.clone()))?;
         if incoming.status.is_success() { Ok(()) } else { Err(exchange.error(exchange.refusal(incoming).kind)) }
     }
@@ -313,6 +350,7 @@ impl Client {
             path: endpoint.path(repository.path()),
             scopes,
             operation: endpoint.operation(action, subject),
+            budget: &self.budget,
         }
     }
 }

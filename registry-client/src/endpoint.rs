@@ -341,8 +341,7 @@ mod tests {
             mirrors,
             ..Rule::default()
         };
-        let mut options = Options::default();
-        options.rules = vec![
+        let rules = vec![
             rule("docker.io", "", vec![mirror("all.lan/hub", Serves::All), mirror("digests.lan", Serves::Digests)]),
             rule("docker.io/library", "own.lan/base", vec![mirror("tags.lan/x", Serves::Tags)]),
             rule("docker.io/library/busybox", "own.lan/bb", vec![]),
@@ -351,7 +350,9 @@ mod tests {
             Rule { blocked: true, ..rule("blocked.lan", "", vec![]) },
             Rule { insecure: true, ..rule("insecure.lan:5000/team", "", vec![]) },
         ];
-        let rows: [(&str, Serves, Result<&[&str], &str>); 13] = [
+        let options = Options { rules, ..Options::default() };
+        type Row = (&'static str, Serves, Result<&'static [&'static str], &'static str>);
+        let rows: [Row; 13] = [
             ("docker.io/a/b", Serves::Digests, Ok(&["all.lan/v2/hub/a/b", "digests.lan/v2/a/b", "registry-1.docker.io/v2/a/b"])),
             ("docker.io/a/b", Serves::Tags, Ok(&["all.lan/v2/hub/a/b", "registry-1.docker.io/v2/a/b"])),
             ("docker.io/a/b", Serves::All, Ok(&["all.lan/v2/hub/a/b", "digests.lan/v2/a/b", "registry-1.docker.io/v2/a/b"])),

@@ -9,6 +9,7 @@ use reqwest::{Method, StatusCode};
 use url::Url;
 
 use crate::auth::Auth;
+use crate::budget::Budget;
 use crate::challenge::Scopes;
 use crate::endpoint::Endpoint;
 use crate::error::{Answer, Error, ErrorKind, Operation, temporary_status};
@@ -41,6 +42,7 @@ pub(crate) struct Exchange<'a> {
     pub(crate) path: String,
     pub(crate) scopes: Scopes,
     pub(crate) operation: Operation,
+    pub(crate) budget: &'a Budget,
 }
 
 /// A request without a streamed body.
@@ -130,7 +132,11 @@ impl<'a> Exchange<'a> {
             }
         }
         let trust = self.endpoint.trust_for(&url);
-        Ok((self.transport.send(Outgoing { method, url, headers, body, trust: &trust })?, used))
+        let incoming = self.transport.send(Outgoing { method, url, headers, body, trust: &trust })?;
+        if self.endpoint.is_origin_of(&incoming.url) {
+            self.budget.note(&self.options.warnings, &self.endpoint.registry, &incoming.headers);
+        }
+        Ok((incoming, used))
     }
 
     /// Takes in a 401; says whether sending the request again makes sense.

@@ -13,6 +13,7 @@
 
 mod auth;
 mod blob;
+mod budget;
 mod challenge;
 mod client;
 pub mod credentials;
@@ -22,6 +23,7 @@ mod exchange;
 mod manifest;
 pub mod options;
 mod proxy;
+mod referrers;
 mod repository;
 mod tls;
 mod transport;

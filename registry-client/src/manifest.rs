@@ -14,7 +14,7 @@ use crate::transport::Incoming;
 use crate::{ManifestName, Repository};
 
 /// No manifest is larger (distribution-spec, "Pushing manifests": registries may stop at 4 MiB).
-const LIMIT: u64 = 4 << 20;
+pub(crate) const LIMIT: u64 = 4 << 20;
 const DIGEST_HEADER: &str = "Docker-Content-Digest";
 const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
@@ -152,14 +152,14 @@ fn media_type_of(content_type: Option<&str>, bytes: &[u8]) -> Result<String, Err
     Ok(media_type.to_owned())
 }
 
-/// Pushes a manifest and checks that the registry understood the same bytes.
+/// Pushes a manifest and checks that the registry understood the same bytes; says whether it lists the manifest as a referrer.
 pub(crate) fn push(
     exchange: &Exchange<'_>,
     repository: &Repository,
     name: ManifestName<'_>,
     media_type: &str,
     bytes: &[u8],
-) -> Result<Digest, Error> {
+) -> Result<(Digest, bool), Error> {
     let digest = Digest::of(bytes);
     let name = match name {
         ManifestName::Tag(tag) => tag.to_owned(),
@@ -178,7 +178,7 @@ pub(crate) fn push(
         Some(actual) if actual != digest => {
             Err(exchange.error(ErrorKind::DigestMismatch { source_of: HEADER, expected: digest, actual: actual.to_string() }))
         }
-        _ => Ok(digest),
+        _ => Ok((digest, incoming.header("OCI-Subject").is_some())),
     }
 }
 

@@ -160,6 +160,17 @@ pub enum Warning<'a> {
         /// Why.
         cause: &'a Error,
     },
+    /// The registry counts pulls and will refuse them soon.
+    FewPullsLeft {
+        /// The registry.
+        registry: &'a str,
+        /// How many are left.
+        remaining: u64,
+        /// Of how many.
+        limit: u64,
+        /// In how much time.
+        window: Option<Duration>,
+    },
     /// The request is sent again after a pause.
     Retry {
         /// How long the pause is.
@@ -174,6 +185,13 @@ impl fmt::Display for Warning<'_> {
         match self {
             Self::MirrorPassedOver { mirror, next, cause } => {
                 write!(f, "mirror {mirror} passed over, asking {next} instead: {cause}")
+            }
+            Self::FewPullsLeft { registry, remaining, limit, window } => {
+                write!(f, "{registry} allows {remaining} more of {limit} pulls")?;
+                if let Some(window) = window {
+                    write!(f, " in {} minutes", window.as_secs() / 60)?;
+                }
+                f.write_str("; `kiln login` or a mirror allows more")
             }
             Self::Retry { pause, cause } => write!(f, "{cause}; trying again in {:.1} s", pause.as_secs_f64()),
         }

@@ -187,7 +187,8 @@ mod tests {
 
     #[test]
     fn variables() {
-        let rows: [(&[(&str, &str)], Option<&str>, Option<&str>); 8] = [
+        type Row = (&'static [(&'static str, &'static str)], Option<&'static str>, Option<&'static str>);
+        let rows: [Row; 8] = [
             (&[], None, None),
             (&[("HTTP_PROXY", "http://p:1")], Some("http://p:1/"), None),
             (&[("https_proxy", "https://u:p@q")], None, Some("https://u:p@q/")),

@@ -82,13 +82,24 @@ fn try_become(plan: &Plan, sandbox: &mut Sandbox, handover: Option<Handover>) ->
             handover.send(listener, &identity).map_err(|errno| setup("hand the filter's listener over", &errno.into()))?;
         }
         None => {
-            if command.filtered {
-                sys::load_filter(&filter).map_err(refused)?;
+            match command.filtered.then(|| sys::load_filter(&filter)) {
+                // It takes CAP_SYS_ADMIN, which a container without mounts doesn't have: its own filter is there already.
+                Some(Err(error)) if plan.in_place && error.kind() == io::ErrorKind::PermissionDenied => {}
+                loaded => loaded.transpose().map(drop).map_err(refused)?,
             }
-            bounding_set(command.capabilities).map_err(|errno| setup("drop capabilities", &errno.into()))?;
+            match bounding_set(command.capabilities) {
+                // Without CAP_SETPCAP.
+                Err(Errno::PERM) if plan.in_place => {}
+                dropped => dropped.map_err(|errno| setup("drop capabilities", &errno.into()))?,
+            }
             become_user(&identity).map_err(|errno| not_become(&identity, errno))?;
             capabilities(command.capabilities, identity.uid).map_err(|errno| setup("set capabilities", &errno.into()))?;
         }
+    }
+    if plan.in_place {
+        // Last, for a change of ids takes it away.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .map_err(|errno| setup("follow the supervisor", &errno.into()))?;
     }
     sys::close_on_exec_from(3).map_err(|error| setup("close descriptors", &error))?;
     Err(program.exec())
@@ -268,9 +279,9 @@ fn become_user(identity: &Identity) -> Result<(), Errno> {
 
 /// For root the kept ones are permitted and effective; another user has none. Nothing is inheritable (CVE-2022-24769).
 fn capabilities(keep: u64, uid: u32) -> Result<(), Errno> {
-    let held = match (uid, keep) {
-        (0, u64::MAX) => rustix::thread::capabilities(None)?.permitted,
-        (0, keep) => CapabilitySet::from_bits_retain(keep),
+    let held = match uid {
+        // A container's root may have fewer than the usual ones.
+        0 => rustix::thread::capabilities(None)?.permitted & CapabilitySet::from_bits_retain(keep),
         _ => CapabilitySet::empty(),
     };
     let sets = CapabilitySets { effective: held, permitted: held, inheritable: CapabilitySet::empty() };

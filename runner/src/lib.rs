@@ -11,11 +11,13 @@ mod ground;
 mod held;
 mod host;
 mod idmap;
+mod in_place;
 mod init;
 mod mode;
 mod mount;
 mod obstacle;
 mod plan;
+mod reap;
 mod record;
 mod remote;
 mod seccomp;
@@ -24,6 +26,7 @@ mod spec;
 mod streams;
 mod stub;
 mod supervise;
+mod survey;
 mod sys;
 mod tty;
 mod user;
@@ -43,6 +46,7 @@ pub use spec::{
     GroupLimits, Limit, Mount, MountSource, Network, Outcome, OverlayUpper, Recorder, Resource, RootFs, RunSpec, Security,
     Status, Stream, Streams,
 };
+pub use survey::{Finding, survey};
 pub use user::{Identity, UserError, resolve_user};
 pub use userns::{Entered, Refusal, Wish, enter};
 

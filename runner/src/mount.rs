@@ -18,6 +18,7 @@ use rustix::mount::{
 use rustix::pty::OpenptFlags;
 
 use crate::ground::OverlayApi;
+use crate::in_place::InPlace;
 use crate::plan::{Attributes, Overlay, Source, Step, Virtual};
 use crate::stub::{Kind, Stub, mount_point};
 use crate::sys;
@@ -40,6 +41,8 @@ pub(crate) struct Sandbox {
     pub(crate) input: Option<OwnedFd>,
     /// The command's terminal.
     pub(crate) terminal: Option<Terminal>,
+    /// The root file system where nothing is mounted.
+    pub(crate) in_place: Option<InPlace>,
     /// How many overlays were attached to the scratch file system.
     attached: u32,
     /// Mount points that were made in the layer.
@@ -101,7 +104,14 @@ impl Sandbox {
 
     /// Root of the root file system, once it is mounted.
     pub(crate) fn root(&self) -> Result<BorrowedFd<'_>, Errno> {
-        self.root.as_ref().map(AsFd::as_fd).ok_or(Errno::NOENT)
+        match &self.in_place {
+            Some(in_place) => Ok(in_place.root()),
+            None => self.root.as_ref().map(AsFd::as_fd).ok_or(Errno::NOENT),
+        }
+    }
+
+    fn in_place(&mut self) -> Result<&mut InPlace, Errno> {
+        self.in_place.as_mut().ok_or(Errno::NOENT)
     }
 
     /// The directory that takes the changes of the root file system, or that is it.
@@ -195,6 +205,16 @@ impl Sandbox {
                 }
             }
             Step::ReadOnlyRoot => add_attributes(self.root()?, Attributes { readonly: true, ..Attributes::default() })?,
+            Step::OpenRoot { root, aside } => self.in_place = Some(InPlace::open(root, aside)?),
+            Step::Cover { path, mode } => self.in_place()?.cover(path, *mode)?,
+            Step::Put { put, target } => self.in_place()?.put(put, target)?,
+            Step::Node { path, major, minor } => self.in_place()?.node(path, *major, *minor)?,
+            Step::HostFile { path } => self.in_place()?.host_file(path)?,
+            Step::ChangeRoot => {
+                rustix::process::fchdir(self.root()?)?;
+                rustix::process::chroot(".")?;
+                rustix::process::chdir("/")?;
+            }
             Step::EnterRoot => {
                 rustix::process::fchdir(self.root()?)?;
                 // The old root ends up on top of the new one, at the same place (pivot_root(2), NOTES).

@@ -9,6 +9,8 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+mod chroot;
+
 use crate::error::RunError;
 use crate::ground::OverlayApi;
 use crate::host::{Devices, Host, SystemFiles};
@@ -20,6 +22,9 @@ use crate::spec::{MountSource, Network, Recorder, Resource, RootFs, RunSpec, Sec
 pub(crate) struct Plan {
     /// Namespaces that the supervisor makes for itself and the command (pid namespaces are always made).
     pub(crate) namespaces: Vec<Namespace>,
+    /// Nothing is mounted: the root directory is changed in place and has to be put in order again afterwards, and processes are
+    /// found by looking for them.
+    pub(crate) in_place: bool,
     /// Done by the supervisor, before the command's process exists.
     pub(crate) outside: Vec<Step>,
     /// Done by the command's process, before it becomes the command.
@@ -146,6 +151,31 @@ pub(crate) enum Step {
     ReadOnlyRoot,
     /// Make the root file system the root and let go of the host's.
     EnterRoot,
+    /// Without mounts: take this directory for the root file system, and another one for what has to give way in it.
+    OpenRoot { root: OsString, aside: OsString },
+    /// Put an empty directory in the place of one.
+    Cover { path: String, mode: u32 },
+    /// Put something in a place where links are followed inside the root.
+    Put { put: Put, target: OsString },
+    /// Make a character device, or what comes near it where that is refused.
+    Node { path: String, major: u32, minor: u32 },
+    /// Copy a file of kiln's own `/proc`, if there is one, into the root.
+    HostFile { path: String },
+    /// Make the root file system the root of this process.
+    ChangeRoot,
+}
+
+/// What stands in for a mount where none can be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Put {
+    /// A file, on the disk.
+    File { data: Vec<u8>, mode: u32, uid: u32, gid: u32 },
+    /// An empty directory with the mode of what it covers, or 1777.
+    Folder,
+    /// A directory or file of the host, by renaming it there and back.
+    Moved { from: OsString, subpath: OsString },
+    /// A symbolic link.
+    Link { to: OsString },
 }
 
 /// Docker's default capabilities: CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW SYS_CHROOT
@@ -209,8 +239,8 @@ pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
     match &host.mode {
         Mode::Root | Mode::SubIds | Mode::OneId | Mode::Nested => {}
         Mode::Chroot => {
-            let reason = format!("commands can't be run in the mode `{}` yet", host.mode);
-            return Err(RunError::Unavailable { reason, remedy: "give the user ids in /etc/subuid and /etc/subgid".to_owned() });
+            check(spec)?;
+            return chroot::plan(spec, host);
         }
         Mode::Unavailable { reason, remedy } => {
             return Err(RunError::Unavailable { reason: reason.clone(), remedy: remedy.clone() });
@@ -249,7 +279,11 @@ pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
     }
     inside.push(Step::EnterRoot);
 
-    let command = Command {
+    Ok(Plan { namespaces, in_place: false, outside, inside, command: command(spec, host) })
+}
+
+fn command(spec: &RunSpec, host: &Host) -> Command {
+    Command {
         args: spec.args.clone(),
         env: spec.env.clone(),
         cwd: spec.cwd.clone().into_os_string(),
@@ -266,8 +300,7 @@ pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
         streams: spec.streams,
         limits: limits(spec),
         processes: (!host.counts_processes(&spec.group)).then(|| spec.group.pids.unwrap_or(spec.pids)),
-    };
-    Ok(Plan { namespaces, outside, inside, command })
+    }
 }
 
 /// Each resource once, for a hard limit may be lowered but not raised again.
@@ -451,16 +484,23 @@ fn system(spec: &RunSpec, host: &Host) -> Vec<Step> {
     steps
 }
 
-fn names(spec: &RunSpec, host: &Host) -> Vec<Step> {
-    let resolv = match spec.network {
+fn resolv_conf(spec: &RunSpec, host: &Host) -> Vec<u8> {
+    match spec.network {
         Network::Host => host.resolv_conf.clone(),
         Network::None => Vec::new(),
-    };
+    }
+}
+
+fn hosts(spec: &RunSpec) -> Vec<u8> {
     let mut hosts = format!("127.0.0.1\tlocalhost {}\n::1\tlocalhost ip6-localhost ip6-loopback\n", spec.hostname);
     for (name, address) in &spec.extra_hosts {
         hosts.push_str(&format!("{address}\t{name}\n"));
     }
-    [("resolv.conf", resolv), ("hosts", hosts.into_bytes())]
+    hosts.into_bytes()
+}
+
+fn names(spec: &RunSpec, host: &Host) -> Vec<Step> {
+    [("resolv.conf", resolv_conf(spec, host)), ("hosts", hosts(spec))]
         .into_iter()
         .flat_map(|(name, data)| {
             [
@@ -533,6 +573,25 @@ impl fmt::Display for Step {
             Step::Terminal { console } => write!(f, "make a terminal, also as `{console}`"),
             Step::ReadOnlyRoot => f.write_str("make the root file system read-only"),
             Step::EnterRoot => f.write_str("enter the root file system"),
+            Step::OpenRoot { root, .. } => write!(f, "open `{}` as the root file system", root.display()),
+            Step::Cover { path, mode } => write!(f, "put an empty directory on `{path}` ({mode:o})"),
+            Step::Put { put, target } => write!(f, "put {put} on `{}`", target.display()),
+            Step::Node { path, major, minor } => write!(f, "make the device `{path}` ({major}:{minor}) if possible"),
+            Step::HostFile { path } => write!(f, "copy `{path}` of the host"),
+            Step::ChangeRoot => f.write_str("change the root directory"),
+        }
+    }
+}
+
+impl fmt::Display for Put {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Put::File { mode, uid: 0, gid: 0, .. } => write!(f, "a file ({mode:o})"),
+            Put::File { mode, uid, gid, .. } => write!(f, "a file ({mode:o} {uid}:{gid})"),
+            Put::Folder => f.write_str("an empty directory"),
+            Put::Moved { from, subpath } if subpath.is_empty() => write!(f, "`{}` of the host", from.display()),
+            Put::Moved { from, subpath } => write!(f, "`{}` of `{}` of the host", subpath.display(), from.display()),
+            Put::Link { to } => write!(f, "a link to `{}`", to.display()),
         }
     }
 }

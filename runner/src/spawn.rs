@@ -15,6 +15,7 @@ use crate::cancel::Cancel;
 use crate::cgroup::Group;
 use crate::error::RunError;
 use crate::host::Host;
+use crate::mode::Mode;
 use crate::plan::{Plan, plan};
 use crate::remote::Remote;
 use crate::spec::{Outcome, RootFs, RunSpec, Status, Stream, Streams};
@@ -105,7 +106,7 @@ fn run_here(
         Some(Ok(status)) => status,
     };
     removed?;
-    Ok(Outcome { status, out_of_memory, owners: said.owners, identity: said.identity })
+    Ok(Outcome { status, out_of_memory, owners: said.owners, identity: said.identity, warnings: said.warnings })
 }
 
 /// What the supervisor said so far.
@@ -115,6 +116,7 @@ struct Said {
     result: Option<Result<Status, RunError>>,
     owners: Vec<(u64, u32, u32)>,
     identity: Option<(u32, u32)>,
+    warnings: Vec<String>,
 }
 
 /// A running supervisor; killed and waited for when dropped.
@@ -126,6 +128,8 @@ struct Supervisor {
     joint: Joint,
     /// What goes to the supervisor together with its assignment.
     input: Option<OwnedFd>,
+    /// It has a root directory to put in order, so that it must not be killed.
+    in_place: bool,
     waited: bool,
 }
 
@@ -138,11 +142,14 @@ impl Supervisor {
         };
         let mut command = Command::new(program);
         command.arg0(NAME).env_clear().stdin(OwnedFd::from(theirs)).stdout(handed.stdout).stderr(handed.stderr);
-        sys::unshare(UnshareFlags::NEWPID)?;
+        let in_place = host.mode == Mode::Chroot;
+        if !in_place {
+            sys::unshare(UnshareFlags::NEWPID)?;
+        }
         let mut child = command.spawn()?;
         let stdout = child.stdout.take().map(OwnedFd::from);
         let stderr = child.stderr.take().map(OwnedFd::from);
-        Ok(Supervisor { child, socket, stdout, stderr, joint, input: handed.input, waited: false })
+        Ok(Supervisor { child, socket, stdout, stderr, joint, input: handed.input, in_place, waited: false })
     }
 
     /// Hands over the assignment and passes output on until there is no more. Answers whether the run was cancelled.
@@ -174,6 +181,10 @@ impl Supervisor {
                 let wait = if listening { REOPENED } else { Duration::ZERO };
                 timeout = Some(timeout.map_or(wait, |timeout| timeout.min(wait)));
             }
+            if self.in_place && !listening {
+                // It ended all processes before itself, unless somebody ended it; then nobody ends those that hold the streams.
+                timeout = Some(REOPENED);
+            }
             let mut waits: Vec<(Source, PollFd<'_>)> = Vec::with_capacity(6);
             if listening {
                 waits.push((Source::Supervisor, PollFd::new(&self.socket, PollFlags::IN)));
@@ -194,6 +205,9 @@ impl Supervisor {
                     .map(|(wait, fd, flags)| (Source::Joint(wait), PollFd::from_borrowed_fd(fd, flags))),
             );
             let mut ready = poll(&mut waits, timeout)?;
+            if self.in_place && !listening && ready.is_empty() {
+                break;
+            }
             if self.joint.is_open() && (!listening || self.joint.is_hung_up()) {
                 ready.push(Source::Joint(Wait::Shown));
             }
@@ -232,6 +246,7 @@ impl Supervisor {
                                 said.owners = owners;
                                 said.identity = Some(identity);
                             }
+                            Ok(Some(Report::Warned(warnings))) => said.warnings.extend(warnings),
                             Ok(Some(Report::Failed(failure))) => said.result = Some(Err(failure.into())),
                             Ok(Some(Report::Ended(ending))) => said.result = Some(Ok(ending.into())),
                             // Closed, or cut off in the middle of a word: it is dead.
@@ -264,7 +279,11 @@ impl Supervisor {
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
-        if !self.waited {
+        if !self.waited && self.in_place {
+            // That kiln is gone is what it takes this for.
+            let _ = self.socket.shutdown(std::net::Shutdown::Both);
+            let _ = self.child.wait();
+        } else if !self.waited {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 pub struct RunSpec {
     /// Where the root file system comes from.
     pub root: RootFs,
+    /// In the mode [`crate::Mode::Chroot`], where nothing can be mounted over anything: an empty directory on the root's file system
+    /// for what has to give way in the root while the command runs.
+    pub aside: Option<PathBuf>,
     /// The command: `args[0]` is looked up in the `PATH` of [`RunSpec::env`] when it holds no slash.
     pub args: Vec<OsString>,
     /// The whole environment, in this order; nothing of kiln's own environment is added. `HOME` is appended from the
@@ -86,6 +89,7 @@ impl RunSpec {
     pub fn new(root: RootFs, args: Vec<OsString>) -> RunSpec {
         RunSpec {
             root,
+            aside: None,
             args,
             env: Vec::new(),
             cwd: PathBuf::from("/"),
@@ -311,6 +315,8 @@ pub struct Outcome {
     pub owners: Vec<(u64, u32, u32)>,
     /// With a [`Recorder`]: the user and the group that the command ran as, to whom belongs what it made and nobody gave away.
     pub identity: Option<(u32, u32)>,
+    /// What the sandbox lacks that a command may need.
+    pub warnings: Vec<String>,
 }
 
 /// How the command ended.

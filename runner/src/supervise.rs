@@ -21,6 +21,7 @@ use crate::held::Watch;
 use crate::init;
 use crate::mount::Sandbox;
 use crate::plan::{Namespace, Plan, Source, Step};
+use crate::reap;
 use crate::record::{self, Handover, Preparation, Server};
 use crate::sys::{self, Fork};
 use crate::walk::open_directory;
@@ -92,50 +93,84 @@ fn try_supervise() -> io::Result<()> {
     let _ = rustix::process::setsid();
     rustix::process::umask(Mode::empty());
 
-    let mounts = rustix::fs::openat(&host_proc, "self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let mut sandbox = Sandbox::default();
+    sandbox.input = descriptors.pop();
+    if plan.in_place {
+        // Nothing but this process puts the root directory in order again, so that it must outlive kiln; a closed socket tells it.
+        rustix::process::set_parent_process_death_signal(None)?;
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        sys::block_ending_signals()?;
+    }
+    let report = make_and_watch(&plan, &group, window, &mut sandbox, &mut kiln, &host_proc);
+    let restored = if plan.in_place { put_in_order(&mut sandbox, &host_proc) } else { Ok(()) };
+    match (report?, restored) {
+        (Some(Report::Failed(failure)), _) | (Some(_), Err(failure)) => wire::send(&mut kiln, &Report::Failed(failure)),
+        (Some(report), Ok(())) => wire::send(&mut kiln, &report),
+        (None, _) => Ok(()),
+    }
+}
+
+/// Ends what is left of a run without namespaces, and takes everything of kiln's out of its root directory.
+fn put_in_order(sandbox: &mut Sandbox, host_proc: &OwnedFd) -> Result<(), Failure> {
+    reap::end_all(host_proc.as_fd()).map_err(|errno| setup("find the processes of the command", &errno.into()))?;
+    match &mut sandbox.in_place {
+        Some(in_place) => in_place.restore().map_err(|errno| setup("put the root directory in order again", &errno.into())),
+        None => Ok(()),
+    }
+}
+
+/// Makes the sandbox and waits for the command; what to report, unless kiln is gone.
+fn make_and_watch(
+    plan: &Plan,
+    group: &[GroupPlace],
+    window: Option<(u16, u16)>,
+    sandbox: &mut Sandbox,
+    kiln: &mut UnixStream,
+    host_proc: &OwnedFd,
+) -> io::Result<Option<Report>> {
+    let mounts = rustix::fs::openat(host_proc, "self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let recording = match plan.command.recorder.as_ref().map(|recorder| record::prepare(recorder, host_proc.as_fd())).transpose()
     {
         Ok(recording) => recording,
         Err(errno) => {
-            return wire::send(&mut kiln, &Report::Failed(setup("make ready to record owners", &errno.into())));
+            return Ok(Some(Report::Failed(setup("make ready to record owners", &errno.into()))));
         }
     };
     let (preparation, handover) = recording.unzip();
-    let mut sandbox = Sandbox::default();
-    sandbox.input = descriptors.pop();
     let made = namespaces(&plan.namespaces).and_then(|()| plan.outside.iter().try_for_each(|step| sandbox.act(step)));
+    if let Some(in_place) = sandbox.in_place.as_ref().filter(|in_place| !in_place.lacks.is_empty()) {
+        let lacks = in_place.lacks.join(", ");
+        let warning = format!("devices can't be made here, so that the command lacks {lacks} (/dev/null is an ordinary file)");
+        wire::send(kiln, &Report::Warned(vec![warning]))?;
+    }
     if !sandbox.stubs.is_empty() {
-        wire::send(&mut kiln, &Report::Stubs(std::mem::take(&mut sandbox.stubs)))?;
+        wire::send(kiln, &Report::Stubs(std::mem::take(&mut sandbox.stubs)))?;
     }
     // A directory that is the root lives on, and so does the overlay of a container around kiln that it may lie on.
     let own = plan.outside.iter().any(|step| matches!(step, Step::Root { source: Source::Overlay(_), .. }));
     let root = match (sandbox.root(), mounts) {
-        (Ok(root), Ok(mounts)) if made.is_ok() && own => Watch::begin(root, mounts),
+        (Ok(root), Ok(mounts)) if made.is_ok() && own && !plan.in_place => Watch::begin(root, mounts),
         _ => None,
     };
     if let Some(master) = sandbox.terminal.as_mut().and_then(|terminal| terminal.master.take()) {
         if let Some((ws_row, ws_col)) = window {
             let _ = rustix::termios::tcsetwinsize(&master, Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 });
         }
-        wire::send_with(&mut kiln, &Report::Terminal, master.as_fd())?;
+        wire::send_with(kiln, &Report::Terminal, master.as_fd())?;
     }
-    let started = made.and_then(|()| start(&plan, &mut sandbox, &group, handover));
+    let started = made.and_then(|()| start(plan, sandbox, group, handover));
     // The command alone holds its end of what is read and shown, so that the other end learns when it lets go.
     (sandbox.terminal, sandbox.input) = (None, None);
     let report = match started {
-        Ok(child) => watch(child, &mut kiln, &host_proc, &sandbox, preparation)?,
+        Ok(child) => watch(child, kiln, host_proc, sandbox, preparation)?,
         Err(failure) => Some(Report::Failed(failure)),
     };
-    let report = match (report, root) {
+    match (report, root) {
         (Some(Report::Ended(Ending::Exited(0))), Some(root)) => {
-            drop(sandbox);
-            Some(if root.is_over()? { Report::Ended(Ending::Exited(0)) } else { Report::Failed(Failure::Held) })
+            drop(std::mem::take(sandbox));
+            Ok(Some(if root.is_over()? { Report::Ended(Ending::Exited(0)) } else { Report::Failed(Failure::Held) }))
         }
-        (report, _) => report,
-    };
-    match report {
-        Some(report) => wire::send(&mut kiln, &report),
-        None => Ok(()),
+        (report, _) => Ok(report),
     }
 }
 
@@ -170,9 +205,10 @@ fn start(plan: &Plan, sandbox: &mut Sandbox, groups: &[GroupPlace], handover: Op
     let Groups { tasks, directory } = join_groups(groups)?;
     let (failure, failure_end) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|errno| setup("make a pipe", &errno.into()))?;
-    let forked = match sys::fork(directory.as_ref().map(|(fd, _)| fd.as_fd())) {
+    let own = !plan.in_place;
+    let forked = match sys::fork(directory.as_ref().map(|(fd, _)| fd.as_fd()), own) {
         // An outer container's filter may refuse clone3; then the group is done without.
-        Err(_) if directory.as_ref().is_some_and(|(_, required)| !required) => sys::fork(None),
+        Err(_) if directory.as_ref().is_some_and(|(_, required)| !required) => sys::fork(None, own),
         forked => forked,
     };
     match forked.map_err(|error| setup("make a process in a new pid namespace", &error))? {

@@ -29,14 +29,14 @@ pub(crate) enum Fork {
     },
 }
 
-/// Forks, with the child as process 1 of a new pid namespace and a member of `cgroup` (version 2), from a single-threaded process.
+/// Forks, with the child as process 1 of a new pid namespace if it gets one, and a member of `cgroup` (version 2), from a single-threaded process.
 ///
 /// # Errors
 /// Also when the process has a second thread, for whose locks the child would wait for ever.
-pub(crate) fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
+pub(crate) fn fork(cgroup: Option<BorrowedFd<'_>>, own_pids: bool) -> io::Result<Fork> {
     single_threaded()?;
     let mut pidfd: RawFd = -1;
-    let flags = libc::CLONE_NEWPID | libc::CLONE_PIDFD;
+    let flags = if own_pids { libc::CLONE_NEWPID | libc::CLONE_PIDFD } else { libc::CLONE_PIDFD };
     let pid = match cgroup {
         // Without a group the old call serves, which filters of outer containers are more likely to allow.
         None => {
@@ -160,6 +160,17 @@ pub(crate) fn ignore_signals() {
         // code of ours.
         unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, ignore.as_ptr(), ptr::null_mut::<u64>(), size_of::<u64>()) };
     }
+}
+
+/// Keeps signals by which people and machines end processes from ending this one; [`reset_signals`] undoes it for a command.
+pub(crate) fn block_ending_signals() -> io::Result<()> {
+    let bit = |signal: libc::c_int| 1u64 << (signal - 1);
+    let set = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGTSTP].map(bit).into_iter().sum::<u64>();
+    // SAFETY: the kernel reads a signal set of the size given, which lives through the call.
+    check(unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const set, ptr::null_mut::<u64>(), size_of_val(&set))
+    })
+    .map(drop)
 }
 
 /// Gives every signal its default action and unblocks all.

@@ -49,6 +49,10 @@ pub struct Entered {
     pub ids: IdMaps,
     /// Whether the user of this process was root before.
     pub was_root: bool,
+    /// The user's id before.
+    pub uid: u32,
+    /// The capabilities that this process could use before, one bit each.
+    pub capabilities: u64,
     /// The better ways that were tried or looked at before.
     pub refused: Vec<Refusal>,
 }
@@ -69,7 +73,16 @@ impl Entered {
     pub fn nothing() -> Entered {
         let reason = "this command runs no others".to_owned();
         let mode = Mode::Unavailable { reason, remedy: String::new() };
-        Entered { mode, ids: IdMaps::default(), was_root: rustix::process::geteuid().is_root(), refused: Vec::new() }
+        let uid = rustix::process::geteuid();
+        Entered { mode, ids: IdMaps::default(), was_root: uid.is_root(), uid: uid.as_raw(), capabilities: 0, refused: Vec::new() }
+    }
+}
+
+impl Entered {
+    /// Whether files can belong to others than the user of this process.
+    pub fn may_give_files_away(&self) -> bool {
+        let is_root_here = CapabilitySet::from_bits_retain(self.capabilities).contains(CapabilitySet::CHOWN);
+        (is_root_here || self.mode.is_available()) && self.ids.count_users() > 1
     }
 }
 
@@ -82,8 +95,10 @@ impl Entered {
 /// [`Mode::Unavailable`].
 pub fn enter(wish: &Wish) -> Result<Entered, RunError> {
     let isolation = wish.isolation;
-    let was_root = rustix::process::geteuid().is_root();
-    let may_mount = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
+    let uid = rustix::process::geteuid();
+    let was_root = uid.is_root();
+    let capabilities = rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    let may_mount = capabilities.contains(CapabilitySet::SYS_ADMIN);
     let mut refused = Vec::new();
     let mut refuse = |mode, (reason, remedy)| refused.push(Refusal { mode, reason, remedy });
     let wants = |isolation_of_mode| isolation == Isolation::Default || isolation == isolation_of_mode;
@@ -136,7 +151,7 @@ pub fn enter(wish: &Wish) -> Result<Entered, RunError> {
             return Err(RunError::Unavailable { reason: format!("`--isolation={}`: {reason}", isolation.name()), remedy });
         }
     };
-    Ok(Entered { mode, ids: own_ids(), was_root, refused })
+    Ok(Entered { mode, ids: own_ids(), was_root, uid: uid.as_raw(), capabilities: capabilities.bits(), refused })
 }
 
 /// The map of the user namespace that this process is in.
@@ -311,6 +326,22 @@ fn name_of(wish: &Wish, uid: u32) -> Option<String> {
     named.or_else(|| wish.user.clone())
 }
 
+/// How many ids besides the own one the files give to the user, and to the user's group.
+pub(crate) fn given(wish: &Wish, entered: &Entered) -> (u64, u64) {
+    let name = name_of(wish, entered.uid);
+    let count = |file: &str| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let ranges = granted(&text, name.as_deref(), entered.uid, entered.uid);
+        ranges.iter().skip(1).map(|range| u64::from(range.count)).sum()
+    };
+    (count("/etc/subuid"), count("/etc/subgid"))
+}
+
+pub(crate) fn find_program(wish: &Wish, program: &str) -> Option<PathBuf> {
+    let folders = std::env::split_paths(&wish.path).chain(["/usr/bin", "/usr/local/bin", "/bin"].map(PathBuf::from));
+    crate::survey::first_file(folders, program)
+}
+
 /// The programs that give ids, and what they will give.
 fn helpers(wish: &Wish, uid: u32, gid: u32) -> Result<Grant, (String, String)> {
     let name = name_of(wish, uid);
@@ -328,11 +359,7 @@ fn helpers(wish: &Wish, uid: u32, gid: u32) -> Result<Grant, (String, String)> {
         let who = name.unwrap_or_else(|| uid.to_string());
         return Err((format!("{} gives no ids to {who}", missing.join(" and ")), add_ids(wish, uid)));
     }
-    let find = |program: &str| {
-        let folders = std::env::split_paths(&wish.path).chain(["/usr/bin", "/usr/local/bin", "/bin"].map(PathBuf::from));
-        folders.filter(|folder| folder.is_absolute()).map(|folder| folder.join(program)).find(|path| path.is_file())
-    };
-    match (find("newuidmap"), find("newgidmap")) {
+    match (find_program(wish, "newuidmap"), find_program(wish, "newgidmap")) {
         (Some(users), Some(groups)) => Ok(Grant::Helpers { users, groups, ids }),
         _ => Err((
             "newuidmap and newgidmap are not installed".to_owned(),

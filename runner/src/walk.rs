@@ -69,6 +69,24 @@ impl Place {
         self.directories[self.directories.len() - 1].0.as_fd()
     }
 
+    /// The directory and the name of what is at the path, and what that is; `None` for the root itself, or when something is missing.
+    pub(crate) fn into_entry(mut self) -> Option<(OwnedFd, OsString, OwnedFd)> {
+        if !self.missing.is_empty() {
+            return None;
+        }
+        let (found, name) = match self.leaf.take() {
+            Some(leaf) => leaf,
+            None if self.directories.len() > 1 => self.directories.pop()?,
+            None => return None,
+        };
+        Some((self.directories.pop()?.0, name, found))
+    }
+
+    /// The last existing directory on the way.
+    pub(crate) fn into_directory(mut self) -> Option<OwnedFd> {
+        self.directories.pop().map(|(fd, _)| fd)
+    }
+
     /// Each existing directory on the way, with its path without links.
     pub(crate) fn directories(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PathBuf)> {
         let mut path = PathBuf::from("/");

@@ -32,6 +32,8 @@ pub(crate) enum Report {
     },
     /// The command's terminal was made; the descriptor beside this is its other end.
     Terminal,
+    /// The sandbox lacks something that the command may need.
+    Warned(Vec<String>),
     /// The command could not be started.
     Failed(Failure),
     /// The command ended.

@@ -10,6 +10,7 @@
 //! │   ├── record.json          kind, parent, boot id; never rewritten
 //! │   ├── facts.json           what was learnt later: diff id, packed blobs, places to fetch it from; may be lost
 //! │   ├── diff/                the tree in overlayfs' form (whiteouts are 0:0 devices or xattrs)
+//! │   ├── diff.owners          owners of files in diff/ that can hold no attribute; only where owners are recorded
 //! │   ├── unpacked             of a base layer: the boot id under which diff/ was made
 //! │   ├── durable              mark: diff/ was on disk before this file was made
 //! │   └── usage                the disk space of diff/, remembered by `du`; may be lost

@@ -14,9 +14,9 @@ use crate::snapshot::LayerId;
 pub(crate) fn folder(form: TreeForm) -> Option<&'static str> {
     match (form.whiteouts, form.owners) {
         (WhiteoutStyle::Device, _) => None,
-        (WhiteoutStyle::UserXattr, Ownership::Real) => Some("rootless"),
+        (WhiteoutStyle::UserXattr, Ownership::Real | Ownership::Mapped) => Some("rootless"),
         (WhiteoutStyle::UserXattr, Ownership::Recorded) => Some("one-id"),
-        (WhiteoutStyle::Names, Ownership::Real) => Some("flat"),
+        (WhiteoutStyle::Names, Ownership::Real | Ownership::Mapped) => Some("flat"),
         (WhiteoutStyle::Names, Ownership::Recorded) => Some("flat-one-id"),
     }
 }

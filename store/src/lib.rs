@@ -250,6 +250,15 @@ impl Store {
         }
     }
 
+    /// Lets processes that this one starts from now on hold on to its unfinished work: while one of them lives nobody takes it
+    /// for abandoned, even when this process is killed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn lock_with_children(&self) -> Result<()> {
+        self.session()?.lock_with_children()
+    }
+
     pub(crate) fn layout(&self) -> &Layout {
         &self.inner.layout
     }
@@ -307,6 +316,11 @@ pub fn host_folder(root: &Path) -> Result<PathBuf> {
     create_root(&root)?;
     create_root(&folder)?;
     Ok(folder)
+}
+
+/// The folder of the store of this form below `root`.
+pub fn store_folder(root: &Path, form: TreeForm) -> PathBuf {
+    layout::folder(form).map_or_else(|| root.to_owned(), |folder| root.join(folder))
 }
 
 fn absolute(root: &Path) -> Result<PathBuf> {

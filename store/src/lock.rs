@@ -73,6 +73,11 @@ pub(crate) fn lock_lasting(file: &File, path: &Path, mode: Mode, what: &WaitFor,
     wait_until(what, on_wait, || Ok(if try_lock(file, path, mode)? { Attempt::Got(()) } else { Attempt::Held(None) }))
 }
 
+/// Gives the lock on `file` to all children as well, which hold it for as long as they have the descriptor.
+pub(crate) fn inherit(file: &File, path: &Path) -> Result<()> {
+    rustix::io::fcntl_setfd(file, rustix::io::FdFlags::empty()).map_err(Error::io("share the lock of", path))
+}
+
 /// Tries once; false when another holds it.
 ///
 /// A lock that `file` already has is given up first: that is how Linux converts a `flock` (flock(2): "converting a lock

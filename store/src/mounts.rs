@@ -73,7 +73,7 @@ impl<'a> Mounts<'a> {
             }
         }
         record::touch(&lock);
-        Ok(MountGuard { path, _lock: lock, _store: self.store.clone() })
+        Ok(MountGuard { path, lock, _store: self.store.clone() })
     }
 
     /// Makes the folder of the id, with a file that says which id it is.
@@ -114,7 +114,7 @@ fn is_there(path: &Path) -> Result<bool> {
 #[derive(Debug)]
 pub struct MountGuard {
     path: PathBuf,
-    _lock: File,
+    lock: File,
     /// The lease must outlive the lock.
     _store: Store,
 }
@@ -123,5 +123,20 @@ impl MountGuard {
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Lets processes that this one starts from now on hold the right as well, should this one be killed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn lock_with_children(&self) -> Result<()> {
+        lock::inherit(&self.lock, &self.path)
+    }
+}
+
+impl Drop for MountGuard {
+    fn drop(&mut self) {
+        // A child may have the descriptor, too, and another step's at that.
+        let _ = self.lock.unlock();
     }
 }

@@ -16,6 +16,9 @@ pub enum Ownership {
     /// On the files themselves, as chown(2) sets them.
     #[default]
     Real,
+    /// On the files themselves, as far as the ids of a user namespace go; owners beyond them, and devices, which no user namespace
+    /// may make, are recorded as below.
+    Mapped,
     /// In attributes beside them, for a process that has a single user id: all files are its own, and a file without a record
     /// is 0:0 to the image, whoever has it on disk. Devices are empty files with a record.
     Recorded,

@@ -84,7 +84,7 @@ impl RootDir {
     pub fn open_as(path: &Path, owners: Ownership) -> Result<Self> {
         let records = match owners {
             Ownership::Real => None,
-            Ownership::Recorded => Some(Records::beside(path)),
+            Ownership::Mapped | Ownership::Recorded => Some(Records::beside(path, owners)),
         };
         Ok(Self { records, ..Self::open(path)? })
     }

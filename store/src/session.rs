@@ -31,7 +31,7 @@ pub(crate) struct Session {
     trash: PathBuf,
     count: AtomicU64,
     /// Held open for its lock.
-    _locked: File,
+    locked: File,
 }
 
 impl Session {
@@ -47,9 +47,14 @@ impl Session {
             };
             locked.lock().map_err(Error::io("lock", &path))?;
             if lock::is_at(&locked, &path)? {
-                return Ok(Self { path, trash: layout.trash(), count: AtomicU64::new(0), _locked: locked });
+                return Ok(Self { path, trash: layout.trash(), count: AtomicU64::new(0), locked });
             }
         }
+    }
+
+    /// See [`crate::Store::lock_with_children`].
+    pub(crate) fn lock_with_children(&self) -> Result<()> {
+        lock::inherit(&self.locked, &self.path)
     }
 
     /// A name in the folder that was not given out before.
@@ -78,6 +83,8 @@ impl Drop for Session {
     fn drop(&mut self) {
         // Empty unless somebody leaked a draft; then it is left to whoever opens the store next.
         let _ = fs::remove_dir(&self.path);
+        // A child may have the descriptor, too.
+        let _ = self.locked.unlock();
     }
 }
 

@@ -74,6 +74,8 @@ pub(crate) enum Command {
     Prune(PruneArgs),
     /// Show disk usage
     Du(DuArgs),
+    /// Show what this machine offers to commands, which mode kiln chooses, and what would enable a better one
+    Doctor(DoctorArgs),
     /// Show the version
     Version(VersionArgs),
     /// Print the completion script for a shell
@@ -472,6 +474,14 @@ pub(crate) struct DuArgs {
     /// Only show IDs
     #[arg(short, long)]
     pub(crate) quiet: bool,
+}
+
+/// `kiln doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Format output: `json` or a template such as `{{.Mode}}`
+    #[arg(short, long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
 }
 
 /// `kiln version`.

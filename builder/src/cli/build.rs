@@ -349,6 +349,7 @@ fn finish(args: &BuildArgs, mode: Mode, request: &BuildRequest, outcome: &BuildO
 fn metadata(outcome: &BuildOutcome) -> Value {
     let mut map = Map::new();
     map.insert("containerimage.config.digest".into(), json!(outcome.image_id));
+    map.insert("kiln.sandbox".into(), json!(outcome.sandbox));
     if let Some(manifest) = &outcome.manifest {
         map.insert("containerimage.descriptor".into(), json!(manifest));
         map.insert("containerimage.digest".into(), json!(manifest.digest));

@@ -7,6 +7,7 @@ mod build;
 mod call;
 mod clock;
 mod contexts;
+mod doctor;
 mod environment;
 pub(crate) mod exit;
 mod grants;
@@ -77,6 +78,7 @@ fn execute(session: &Session, command: &Command) -> Result<Exit, Failure> {
         Command::Logout(args) => registry::logout(session, args)?,
         Command::Prune(args) => space::prune(session, args)?,
         Command::Du(args) => space::usage(session, args)?,
+        Command::Doctor(args) => doctor::examine(session, args)?,
         Command::Version(args) => version(args)?,
         Command::Completion(args) => {
             let mut script = Vec::new();

@@ -37,6 +37,17 @@ pub(crate) struct Session {
     pub(crate) entered: Entered,
 }
 
+/// What the environment tells of this process.
+pub(crate) fn wish(environment: &Environment, isolation: Isolation) -> Wish {
+    Wish {
+        isolation,
+        path: environment.raw("PATH").unwrap_or_default(),
+        user: environment.text("USER"),
+        // systemd's and Podman's word for it, and Kubernetes'.
+        in_container: ["container", "KUBERNETES_SERVICE_HOST"].iter().any(|name| environment.raw(name).is_some()),
+    }
+}
+
 /// Makes this process one that can make sandboxes, if it can be: the flag, then the environment.
 pub(crate) fn enter(environment: &Environment, global: &Global) -> Result<Entered, Failure> {
     const NAME: &str = "KILN_ISOLATION";
@@ -45,13 +56,7 @@ pub(crate) fn enter(environment: &Environment, global: &Global) -> Result<Entere
         None => Ok(Isolation::Default),
     };
     let isolation = global.isolation.map_or_else(named, Ok)?;
-    let wish = Wish {
-        isolation,
-        path: environment.raw("PATH").unwrap_or_default(),
-        user: environment.text("USER"),
-        // systemd's and Podman's word for it, and Kubernetes'.
-        in_container: ["container", "KUBERNETES_SERVICE_HOST"].iter().any(|name| environment.raw(name).is_some()),
-    };
+    let wish = wish(environment, isolation);
     Ok(kiln_runner::enter(&wish).map_err(Error::Host)?)
 }
 

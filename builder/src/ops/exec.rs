@@ -1,5 +1,6 @@
 //! Hides how a RUN becomes a `RunSpec`: the one place where the store's and the runner's words meet.
 
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -61,6 +62,7 @@ pub struct Shown {
 /// Runs the command on a fresh layer above `prepared`'s parents; the layer is complete when this returns.
 pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting<'_>, task: &Task) -> Result<(), Error> {
     let mut spec = RunSpec::new(root(prepared), op.args.iter().map(OsString::from).collect());
+    spec.aside = prepared.tree().map(|_| prepared.work.clone());
     spec.env = op.env.iter().chain(&op.proxy_env).map(|(k, v)| (k.into(), v.into())).collect();
     spec.cwd = PathBuf::from(op.cwd.as_os_str());
     spec.user.clone_from(&op.user);
@@ -81,6 +83,11 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
     }
     let mut held = Held::default();
     spec.mounts = mounts(engine, op, setting, task, &mut held)?;
+    if engine.host().mode == Mode::Chroot {
+        // The supervisor outlives a killed kiln until it has put everything back; nobody is to take its place meanwhile.
+        engine.store.lock_with_children()?;
+        held.guards.iter().try_for_each(MountGuard::lock_with_children)?;
+    }
     for (name, value) in held.env.drain(..) {
         spec.env.retain(|(known, _)| *known != name);
         spec.env.push((name, value));
@@ -108,6 +115,7 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
         Err(RunError::Cancelled) => return Err(Error::Interrupted),
         Err(error) => return Err(not_run(error, setting.platform)),
     };
+    outcome.warnings.iter().for_each(|warning| task.warn(warning.clone()));
     let mut status = match outcome.status {
         Status::Exited(0) => {
             let (uid, gid) = outcome.identity.unwrap_or_default();
@@ -155,6 +163,7 @@ struct Held {
 }
 
 fn mounts(engine: &Engine, op: &ExecOp, setting: &Setting<'_>, task: &Task, held: &mut Held) -> Result<Vec<Mount>, Error> {
+    let lent = if engine.host().mode == Mode::Chroot { lend(engine, op, setting, task, held)? } else { HashMap::new() };
     let mut shown = setting.mounts.iter();
     let mut out = Vec::new();
     for mount in &op.mounts {
@@ -181,14 +190,21 @@ fn mounts(engine: &Engine, op: &ExecOp, setting: &Setting<'_>, task: &Task, held
             }
             MountKind::Cache(cache) => {
                 let seed = if cache.from.is_some() { shown.next() } else { None };
-                let guard = cache_folder(engine, cache, seed, setting, task)?;
+                let path = match lent.get(&cache_id(cache, seed)) {
+                    Some(path) => path.clone(),
+                    None => {
+                        let guard = cache_folder(engine, cache, seed, sharing(cache), setting, task)?;
+                        let path = guard.path().to_owned();
+                        held.guards.push(guard);
+                        path
+                    }
+                };
                 out.push(Mount {
                     target,
-                    source: MountSource::Bind { path: guard.path().to_owned() },
+                    source: MountSource::Bind { path },
                     subpath: PathBuf::from(cache.source.as_os_str()),
                     readonly: cache.readonly,
                 });
-                held.guards.push(guard);
             }
             MountKind::Secret(secret) => {
                 if let Some(source) = secret_file(secret, setting.grants, held)? {
@@ -224,27 +240,72 @@ fn copied(engine: &Engine, layer: Option<&LayerId>, bind: &BindMount, held: &mut
     Ok((path, PathBuf::new()))
 }
 
-/// The folder of a cache mount. One that is seeded is another than one that isn't, or is from other files; so is one with
-/// another owner or mode, of which only the permissions count (both as in BuildKit).
+/// The folders of all cache mounts that steps share, for a command that they are moved to: one at a time may have each. In one
+/// order, so that no two steps wait for each other.
+fn lend(
+    engine: &Engine,
+    op: &ExecOp,
+    setting: &Setting<'_>,
+    task: &Task,
+    held: &mut Held,
+) -> Result<HashMap<String, PathBuf>, Error> {
+    let mut shown = setting.mounts.iter();
+    let mut wanted = BTreeMap::new();
+    for mount in &op.mounts {
+        match &mount.kind {
+            MountKind::Bind(_) => drop(shown.next()),
+            MountKind::Cache(cache) => {
+                let from = if cache.from.is_some() { shown.next() } else { None };
+                if cache.sharing != Sharing::Private {
+                    wanted.insert(cache_id(cache, from), (cache, from));
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut lent = HashMap::new();
+    for (id, (cache, from)) in wanted {
+        let guard = cache_folder(engine, cache, from, kiln_store::mounts::Sharing::Locked, setting, task)?;
+        lent.insert(id, guard.path().to_owned());
+        held.guards.push(guard);
+    }
+    Ok(lent)
+}
+
+fn sharing(cache: &CacheMount) -> kiln_store::mounts::Sharing {
+    match cache.sharing {
+        Sharing::Shared => kiln_store::mounts::Sharing::Shared,
+        Sharing::Private => kiln_store::mounts::Sharing::Private,
+        Sharing::Locked => kiln_store::mounts::Sharing::Locked,
+    }
+}
+
+fn cache_attrs(cache: &CacheMount) -> Attrs {
+    Attrs { uid: cache.uid, gid: cache.gid, mode: cache.mode & 0o777, ..Attrs::default() }
+}
+
+/// One that is seeded is another than one that isn't, or is from other files; so is one with another owner or mode, of which only
+/// the permissions count (both as in BuildKit).
+fn cache_id(cache: &CacheMount, from: Option<&Shown>) -> String {
+    let attrs = cache_attrs(cache);
+    match from {
+        Some(from) => format!("{} from {} of {}", cache.id, cache.source, from.identity),
+        None if (attrs.uid, attrs.gid, attrs.mode) == (0, 0, 0o755) => cache.id.clone(),
+        None => format!("{} of {}:{} with mode {:o}", cache.id, attrs.uid, attrs.gid, attrs.mode),
+    }
+}
+
+/// The folder of a cache mount ([`cache_id`] says which).
 fn cache_folder(
     engine: &Engine,
     cache: &CacheMount,
     from: Option<&Shown>,
+    sharing: kiln_store::mounts::Sharing,
     setting: &Setting<'_>,
     task: &Task,
 ) -> Result<MountGuard, Error> {
-    let sharing = match cache.sharing {
-        Sharing::Shared => kiln_store::mounts::Sharing::Shared,
-        Sharing::Private => kiln_store::mounts::Sharing::Private,
-        Sharing::Locked => kiln_store::mounts::Sharing::Locked,
-    };
-    let attrs = Attrs { uid: cache.uid, gid: cache.gid, mode: cache.mode & 0o777, ..Attrs::default() };
-    let id = match from {
-        Some(from) => format!("{} from {} of {}", cache.id, cache.source, from.identity),
-        None if (attrs.uid, attrs.gid, attrs.mode) == (0, 0, 0o755) => cache.id.clone(),
-        None => format!("{} of {}:{} with mode {:o}", cache.id, attrs.uid, attrs.gid, attrs.mode),
-    };
-    engine.store.mounts().acquire::<Error>(id.as_bytes(), sharing, |folder: &Path| match from {
+    let attrs = cache_attrs(cache);
+    engine.store.mounts().acquire::<Error>(cache_id(cache, from).as_bytes(), sharing, |folder: &Path| match from {
         Some(from) => seed(engine, from.layer.as_ref(), &cache.source, folder, setting.clock, task),
         None => Ok(engine.store.tree(folder)?.set_attrs_of_self(&attrs)?),
     })

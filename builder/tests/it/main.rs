@@ -21,6 +21,7 @@ mod mounts;
 mod ordinary;
 mod platform;
 mod registry;
+mod rootless;
 mod run;
 mod support;
 mod threats;

@@ -3,13 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::type_complexity, clippy::print_stderr)]
 
 mod auth;
+mod cutter;
 mod download;
 mod environment;
+mod front;
 mod manifest;
 mod nginx;
 mod reach;
 mod real;
+mod referrers;
 mod registry_process;
+mod resume;
 mod scripted;
 mod token_server;
 mod tokens;

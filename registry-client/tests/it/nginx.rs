@@ -118,6 +118,16 @@ impl Nginx {
         self.folder.path().join(what)
     }
 
+    /// Kills the processes that hold its connections; it starts new ones.
+    pub(crate) fn kill_workers(&self) {
+        let workers = Command::new("ps").args(["-o", "pid=", "--ppid", &self.child.id().to_string()]).output().unwrap();
+        for pid in String::from_utf8_lossy(&workers.stdout).split_whitespace() {
+            if let Some(pid) = pid.parse().ok().and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+
     /// What it served: method, URI, status, protocol, whether a client certificate was shown, and the `Authorization` header.
     /// A line is written when the answer is gone, so at least `count` of them are waited for.
     pub(crate) fn log(&self, count: usize) -> Vec<String> {

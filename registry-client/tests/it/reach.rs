@@ -16,7 +16,9 @@ use crate::scripted::{Reply, Server};
 use crate::{client, content, fetch, layer, named, quick, reference, with_registry};
 
 fn push(client: &Client, repository: &Repository, bytes: &[u8]) -> kiln_registry_client::Result<()> {
-    let open = || -> std::io::Result<Box<dyn std::io::Read + Send>> { Ok(Box::new(std::io::Cursor::new(bytes.to_vec()))) };
+    let open = |from| -> std::io::Result<Box<dyn std::io::Read + Send>> {
+        Ok(Box::new(std::io::Cursor::new(bytes[from as usize..].to_vec())))
+    };
     client.push_blob(repository, &layer(bytes), &open, &|_| {}).map(drop)
 }
 

@@ -15,7 +15,7 @@ use crate::{client, content, fetch, layer, named, quick, reference, warnings, wi
 type Opened = std::io::Result<Box<dyn Read + Send>>;
 
 fn push(client: &Client, repository: &Repository, bytes: &[u8], sources: &[Repository]) -> kiln_registry_client::Result<Pushed> {
-    let open = || -> Opened { Ok(Box::new(std::io::Cursor::new(bytes.to_vec()))) };
+    let open = |from| -> Opened { Ok(Box::new(std::io::Cursor::new(bytes[from as usize..].to_vec()))) };
     client.push_blob_from(repository, &layer(bytes), sources, &open, &|_| {})
 }
 
@@ -330,7 +330,7 @@ fn progress_counts_to_the_end() {
     let bytes = content(3 << 20);
     let seen = Mutex::new(Vec::new());
     let note = |count| seen.lock().unwrap().push(count);
-    let open = || -> Opened { Ok(Box::new(std::io::Cursor::new(bytes.clone()))) };
+    let open = |from| -> Opened { Ok(Box::new(std::io::Cursor::new(bytes[from as usize..].to_vec()))) };
     client.push_blob(&repository, &layer(&bytes), &open, &note).unwrap();
     let sent = std::mem::take(&mut *seen.lock().unwrap());
     client.fetch_blob(&repository, &layer(&bytes), &mut std::io::sink(), &note).unwrap();

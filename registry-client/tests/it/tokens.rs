@@ -27,7 +27,7 @@ fn password(username: &str, password: &str) -> Credentials {
 }
 
 fn push(client: &Client, repository: &Repository, bytes: &[u8], sources: &[Repository]) -> kiln_registry_client::Result<Pushed> {
-    let open = || -> std::io::Result<Box<dyn Read + Send>> { Ok(Box::new(Cursor::new(bytes.to_vec()))) };
+    let open = |from| -> std::io::Result<Box<dyn Read + Send>> { Ok(Box::new(Cursor::new(bytes[from as usize..].to_vec()))) };
     client.push_blob_from(repository, &layer(bytes), sources, &open, &|_| {})
 }
 
@@ -78,11 +78,11 @@ fn f19_tokens_expire_mid_push() {
     let bytes = content(20 << 20);
     let opened = AtomicUsize::new(0);
     // A source that takes three seconds to open, once a session is there.
-    let open = || -> std::io::Result<Box<dyn Read + Send>> {
+    let open = |from| -> std::io::Result<Box<dyn Read + Send>> {
         if opened.fetch_add(1, Ordering::Relaxed) == 0 {
             std::thread::sleep(Duration::from_secs(3));
         }
-        Ok(Box::new(Cursor::new(bytes.clone())))
+        Ok(Box::new(Cursor::new(bytes[from as usize..].to_vec())))
     };
     let repository = named(&tokens.registry.host(), "long");
     let descriptor = kiln_oci::descriptor::Descriptor::of(OCI_LAYER_GZIP, &bytes);

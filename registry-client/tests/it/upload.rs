@@ -1,7 +1,8 @@
 //! Pushing blobs to a registry that loses, moves and forgets (F19–F21).
 
 use std::io::{Cursor, Read};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use kiln_oci::digest::Digest;
 use kiln_registry_client::{Client, CredentialStore, Credentials, ErrorKind, Options, Pushed, Repository};
@@ -10,8 +11,16 @@ use crate::scripted::{Reply, Request, Server};
 use crate::{client, content, layer, named, quick, repository};
 
 fn push(client: &Client, repository: &Repository, bytes: &[u8], sources: &[Repository]) -> kiln_registry_client::Result<Pushed> {
-    let open = || -> std::io::Result<Box<dyn Read + Send>> { Ok(Box::new(Cursor::new(bytes.to_vec()))) };
+    let open = |from| -> std::io::Result<Box<dyn Read + Send>> { Ok(Box::new(Cursor::new(bytes[from as usize..].to_vec()))) };
     client.push_blob_from(repository, &layer(bytes), sources, &open, &|_| {})
+}
+
+/// A registry's answer to `HEAD`: what was uploaded is there.
+fn head(uploaded: &AtomicBool, size: usize) -> Reply {
+    match uploaded.load(Ordering::Relaxed) {
+        true => Reply::new(200).with("Content-Length", size.to_string()),
+        false => Reply::new(404),
+    }
 }
 
 fn created(bytes: &[u8]) -> Reply {
@@ -33,28 +42,37 @@ fn locations_of_uploads() {
         ("{self}/abs?s=1", "/abs?s=1&digest="),
     ];
     for (location, target) in rows {
+        let there = AtomicBool::new(false);
         let server = Server::start(move |request| match request.method.as_str() {
-            "HEAD" => Reply::new(404),
+            "HEAD" => head(&there, 5),
             "POST" => opened(&location.replace("{self}", &format!("http://{}", request.header("host").unwrap_or_default()))),
-            _ => created(b"hello"),
+            _ => {
+                there.store(true, Ordering::Relaxed);
+                created(b"hello")
+            }
         });
         assert_eq!(push(&client(quick()), &repository(&server.host()), b"hello", &[]).unwrap(), Pushed::Uploaded);
         let log = server.log();
         assert_eq!(log[1], "POST /v2/a/b/blobs/uploads/");
         assert_eq!(log[2], format!("PUT {target}{digest}"), "{location}");
         assert_eq!(server.requests()[2].header("content-length"), Some("5"), "{location}");
-        assert_eq!(log.len(), 3, "{log:?}");
+        assert_eq!(log.len(), 4, "{log:?}");
     }
 }
 
 /// An upload location on another host gets the bytes and no credentials.
 #[test]
 fn uploads_elsewhere_carry_no_credentials() {
-    let storage = Server::start(|_| created(b"hello"));
+    let there = Arc::new(AtomicBool::new(false));
+    let arrived = there.clone();
+    let storage = Server::start(move |_| {
+        arrived.store(true, Ordering::Relaxed);
+        created(b"hello")
+    });
     let location = storage.url("/bucket?sig=1");
     let server = Server::start(move |request| match (request.header("authorization"), request.method.as_str()) {
         (None, _) => Reply::new(401).with("WWW-Authenticate", "Basic realm=\"x\""),
-        (_, "HEAD") => Reply::new(404),
+        (_, "HEAD") => head(&there, 5),
         _ => opened(&location),
     });
     let folder = tempfile::tempdir().unwrap();
@@ -92,11 +110,16 @@ fn sessions_are_lost() {
     ];
     let bytes = content(300_000);
     for (name, script, expected, puts) in rows {
-        let (next, whole) = (AtomicUsize::new(0), bytes.clone());
+        let (next, whole, there) = (AtomicUsize::new(0), bytes.clone(), AtomicBool::new(false));
         let server = Server::start(move |request| match request.method.as_str() {
-            "HEAD" => Reply::new(404),
+            "HEAD" => head(&there, whole.len()),
+            // It forgets a session of which a request broke off.
+            "GET" => Reply::error(404, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry"),
             "POST" => opened(&format!("/upload/{}", next.load(Ordering::Relaxed))),
-            _ => script.get(next.fetch_add(1, Ordering::Relaxed)).cloned().unwrap_or_else(|| created(&whole)),
+            _ => script.get(next.fetch_add(1, Ordering::Relaxed)).cloned().unwrap_or_else(|| {
+                there.store(true, Ordering::Relaxed);
+                created(&whole)
+            }),
         });
         match (push(&client(quick()), &repository(&server.host()), &bytes, &[]), expected) {
             (Ok(pushed), Ok(())) => assert_eq!(pushed, Pushed::Uploaded, "{name}"),
@@ -137,10 +160,14 @@ fn tokens_expire_before_the_bytes() {
     let realm = format!("Bearer realm=\"{}\",service=\"s\"", service.url("/token"));
     let bytes = content(100_000);
     let whole = bytes.clone();
+    let there = AtomicBool::new(false);
     let server = Server::start(move |request| match (request.method.as_str(), request.header("authorization")) {
-        ("HEAD", Some("Bearer 0")) => Reply::new(404),
+        ("HEAD", Some(_)) => head(&there, whole.len()),
         ("POST", Some("Bearer 0")) => opened("/session"),
-        ("PUT", Some("Bearer 1")) => created(&whole),
+        ("PUT", Some("Bearer 1")) => {
+            there.store(true, Ordering::Relaxed);
+            created(&whole)
+        }
         _ => Reply::new(401).with("WWW-Authenticate", realm.clone()),
     });
     assert_eq!(push(&client(quick()), &repository(&server.host()), &bytes, &[]).unwrap(), Pushed::Uploaded);
@@ -161,9 +188,9 @@ fn links_and_lies() {
         ("existed", vec![head("5")], Ok(Pushed::Existed), 1),
         ("existed with another size", vec![head("4")], Err("size mismatch: 4 bytes, expected 5"), 1),
         ("linked", vec![gone(), Reply::new(201)], Ok(Pushed::Mounted), 2),
-        ("declined, session open", vec![gone(), opened("/1"), ok()], Ok(Pushed::Uploaded), 3),
-        ("never heard of links", vec![gone(), Reply::new(405), opened("/1"), ok()], Ok(Pushed::Uploaded), 4),
-        ("source forbidden", vec![gone(), Reply::new(403), opened("/1"), ok()], Ok(Pushed::Uploaded), 4),
+        ("declined, session open", vec![gone(), opened("/1"), ok(), head("5")], Ok(Pushed::Uploaded), 4),
+        ("never heard of links", vec![gone(), Reply::new(405), opened("/1"), ok(), head("5")], Ok(Pushed::Uploaded), 5),
+        ("source forbidden", vec![gone(), Reply::new(403), opened("/1"), ok(), head("5")], Ok(Pushed::Uploaded), 5),
         ("no Location", vec![gone(), Reply::new(202)], Err("without Location"), 2),
         (
             "another digest",
@@ -172,6 +199,8 @@ fn links_and_lies() {
             3,
         ),
         ("no digest, but there", vec![gone(), opened("/1"), Reply::new(201), head("5")], Ok(Pushed::Uploaded), 4),
+        ("the digest, another size", vec![gone(), opened("/1"), ok(), head("3")], Err("size mismatch"), 4),
+        ("the digest, not there", vec![gone(), opened("/1"), ok(), gone()], Err("isn't there"), 4),
         ("no digest, another size", vec![gone(), opened("/1"), Reply::new(201), head("3")], Err("size mismatch"), 4),
         ("no digest, not there", vec![gone(), opened("/1"), Reply::new(201), gone()], Err("isn't there"), 4),
         (
@@ -207,11 +236,11 @@ fn sources_that_fail() {
     let client = client(quick());
     let descriptor = layer(b"hello");
     type Opened = std::io::Result<Box<dyn Read + Send>>;
-    let rows: [(&str, fn() -> Opened, &str); 4] = [
-        ("too short", || Ok(Box::new(Cursor::new(b"hell"))), "size mismatch: 4 bytes, expected 5"),
-        ("too long", || Ok(Box::new(Cursor::new(b"hello!"))), "size mismatch: 6 bytes, expected 5"),
-        ("not there", || Err(std::io::Error::from(std::io::ErrorKind::NotFound)), "entity not found"),
-        ("empty", || Ok(Box::new(std::io::empty())), "size mismatch: 0 bytes, expected 5"),
+    let rows: [(&str, fn(u64) -> Opened, &str); 4] = [
+        ("too short", |_| Ok(Box::new(Cursor::new(b"hell"))), "size mismatch: 4 bytes, expected 5"),
+        ("too long", |_| Ok(Box::new(Cursor::new(b"hello!"))), "size mismatch: 6 bytes, expected 5"),
+        ("not there", |_| Err(std::io::Error::from(std::io::ErrorKind::NotFound)), "entity not found"),
+        ("empty", |_| Ok(Box::new(std::io::empty())), "size mismatch: 0 bytes, expected 5"),
     ];
     for (name, open, words) in rows {
         let error = client.push_blob(&repository(&server.host()), &descriptor, &open, &|_| {}).unwrap_err();

@@ -300,3 +300,90 @@ fn terminals_and_read_only_roots() {
     let plan = super::plan(&spec(), &root_host()).unwrap();
     assert!(!text(&plan).contains("terminal") && !text(&plan).contains("file system read-only"));
 }
+
+#[test]
+fn nothing_can_be_mounted() {
+    let host = Host { mode: Mode::Chroot, ..root_host() };
+    let mut spec = RunSpec { aside: Some("/s/aside".into()), ..RunSpec::new(RootFs::Dir("/s/tree".into()), vec!["sh".into()]) };
+    let mount = |target: &str, source, readonly| Mount { target: target.into(), source, subpath: "".into(), readonly };
+    spec.mounts = vec![
+        mount("/c", MountSource::Bind { path: "/s/cache".into() }, false),
+        Mount { subpath: "/a/b".into(), ..mount("/ctx", MountSource::Bind { path: "/s/copy".into() }, true) },
+        mount("/again", MountSource::Bind { path: "/s/cache".into() }, false),
+        mount("/t", MountSource::Tmpfs { size: Some(4096) }, false),
+        mount("/run/secrets/k", MountSource::File { data: b"s".to_vec(), mode: 0o400, uid: 0, gid: 5 }, true),
+    ];
+    let expected = "\
+[]
+outside:
+  open `/s/tree` as the root file system
+  put an empty directory on `/proc` (755)
+  copy `/proc/cpuinfo` of the host
+  copy `/proc/filesystems` of the host
+  copy `/proc/loadavg` of the host
+  copy `/proc/meminfo` of the host
+  copy `/proc/stat` of the host
+  copy `/proc/uptime` of the host
+  copy `/proc/version` of the host
+  copy `/proc/sys/fs/file-max` of the host
+  copy `/proc/sys/kernel/cap_last_cap` of the host
+  copy `/proc/sys/kernel/hostname` of the host
+  copy `/proc/sys/kernel/ngroups_max` of the host
+  copy `/proc/sys/kernel/osrelease` of the host
+  copy `/proc/sys/kernel/ostype` of the host
+  copy `/proc/sys/kernel/pid_max` of the host
+  copy `/proc/sys/kernel/random/boot_id` of the host
+  copy `/proc/sys/kernel/version` of the host
+  copy `/proc/sys/net/core/somaxconn` of the host
+  copy `/proc/sys/vm/overcommit_memory` of the host
+  make the directory `/proc/self`
+  put a file (444) on `/proc/self/mounts`
+  make the link `/proc/mounts` to `self/mounts`
+  put an empty directory on `/sys` (755)
+  put an empty directory on `/dev` (755)
+  make the device `/dev/null` (1:3) if possible
+  make the device `/dev/zero` (1:5) if possible
+  make the device `/dev/full` (1:7) if possible
+  make the device `/dev/random` (1:8) if possible
+  make the device `/dev/urandom` (1:9) if possible
+  make the device `/dev/tty` (5:0) if possible
+  make the link `/dev/ptmx` to `pts/ptmx`
+  make the link `/dev/fd` to `/proc/self/fd`
+  make the link `/dev/stdin` to `/proc/self/fd/0`
+  make the link `/dev/stdout` to `/proc/self/fd/1`
+  make the link `/dev/stderr` to `/proc/self/fd/2`
+  put an empty directory on `/dev/pts` (755)
+  put an empty directory on `/dev/shm` (1777)
+  put an empty directory on `/dev/mqueue` (1777)
+  put a file (644) on `/etc/resolv.conf`
+  put a file (644) on `/etc/hosts`
+  put `/s/cache` of the host on `/c`
+  put `/a/b` of `/s/copy` of the host on `/ctx`
+  put a link to `/c` on `/again`
+  put an empty directory on `/t`
+  put a file (400 0:5) on `/run/secrets/k`
+inside:
+  change the root directory
+capabilities a80425fb, no_new_privs false
+";
+    let made = plan(&spec, &host).unwrap();
+    assert_eq!(text(&made), expected);
+    assert!(made.in_place);
+    let refused = |change: fn(&mut RunSpec)| {
+        let mut spec = spec.clone();
+        change(&mut spec);
+        plan(&spec, &host).unwrap_err().to_string()
+    };
+    let rows: [(fn(&mut RunSpec), &str); 3] = [
+        (|spec| spec.network = Network::None, "in the mode `chroot` a command can't be kept from the network"),
+        (|spec| spec.aside = None, "without mounts a root file system has to be a directory of its own"),
+        (
+            |spec| spec.mounts[0].source = MountSource::Overlay { lowers: vec!["/l".into()], upper: None },
+            "the mount on `/c` is an overlay, and nothing can be mounted here",
+        ),
+    ];
+    for (change, words) in rows {
+        let said = refused(change);
+        assert!(said.contains(words), "{said}");
+    }
+}

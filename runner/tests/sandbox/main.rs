@@ -3,6 +3,7 @@
 //! Not libtest's own harness, because the test program has to call `take_over` first, as kiln does.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+mod chroot;
 mod elf;
 mod endings;
 mod files;
@@ -31,12 +32,16 @@ fn main() {
     if arguments.get(1).is_some_and(|first| first == endings::PARENT) {
         return endings::be_parent(&arguments[2..]);
     }
+    if arguments.get(1).is_some_and(|first| first == chroot::PARENT) {
+        return chroot::be_parent(&arguments[2..]);
+    }
     if arguments.get(1).is_some_and(|first| first == rights::TOUCH_SELF) {
         return rights::touch_self();
     }
     let mut tests = tests! {
         process: exit_codes signals streams home first_process session_and_umask limits limits_that_are_asked_for program_lookup scripts large_output invalid_requests;
         image: working_directories;
+        chroot: the_root_is_as_it_was what_was_lent_comes_back_and_secrets_go environment_and_descriptors no_daemon_survives killed_parent_in_chroot;
         rights: no_new_privileges set_user_id_works hardened insecure masked_paths host_name namespaces;
         files: changes_land_in_upper deletions_are_whiteouts stubs_are_removed stub_times stubs_behind_links resolv_conf_and_hosts network_none host_network plain_directory many_lowers long_layer_paths volatile_upper_becomes_a_lower older_overlay_calls missing_layer run_is_in_the_layer kept_mount_points;
         mounts: binds tmpfs inline_files inline_files_are_not_swapped targets_that_are_refused nothing_is_left_in_the_layer;

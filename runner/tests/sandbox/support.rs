@@ -39,7 +39,7 @@ pub fn base() -> &'static Path {
     .path()
 }
 
-fn fill_base(root: &Path) {
+pub fn fill_base(root: &Path) {
     std::fs::set_permissions(root, PermissionsExt::from_mode(0o755)).unwrap();
     for (directory, mode) in
         [("bin", 0o755), ("etc", 0o755), ("root", 0o700), ("tmp", 0o1777), ("home", 0o755), ("home/bob", 0o755)]

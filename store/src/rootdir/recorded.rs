@@ -8,13 +8,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags, XattrFlags};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::table::Table;
 use super::{Attrs, FsError, Kind, Meta, Result, RootDir, SET_XATTR, Xattrs, acl, grow, xattr_error};
 use crate::layer::xattr::{ACCESS_ACL, CAPABILITY, DEFAULT_ACL, RESERVED};
-use crate::owner::{NODE_ATTRIBUTE, OWNER_ATTRIBUTE, Owner};
+use crate::owner::{NODE_ATTRIBUTE, OWNER_ATTRIBUTE, Owner, Ownership};
 
 const OWNER: &[u8] = OWNER_ATTRIBUTE.as_bytes();
 const NODE: &[u8] = NODE_ATTRIBUTE.as_bytes();
@@ -23,30 +23,34 @@ const NODE: &[u8] = NODE_ATTRIBUTE.as_bytes();
 const REFUSABLE: [(&[u8], &[u8]); 3] =
     [(CAPABILITY, b"user.kiln.capability"), (ACCESS_ACL, b"user.kiln.acl_access"), (DEFAULT_ACL, b"user.kiln.acl_default")];
 
+/// Who has a file on disk whose owner is beyond the ids of the user namespace: only such a one is asked for its record.
+const NOBODY: u32 = 65_534;
+
 const READ: &str = "read the recorded owner of";
 const WRITE: &str = "record the owner of";
 
 /// The records of a directory: those of its tree, and where in the tree it is.
 #[derive(Debug, Clone)]
 pub(super) struct Records {
+    owners: Ownership,
     table: Arc<Table>,
     /// Relative to the root of the tree.
     path: Vec<u8>,
 }
 
 impl Records {
-    pub(super) fn beside(tree: &Path) -> Self {
-        Self { table: Arc::new(Table::new(crate::layout::owners_beside(tree))), path: Vec::new() }
+    pub(super) fn beside(tree: &Path, owners: Ownership) -> Self {
+        Self { owners, table: Arc::new(Table::new(crate::layout::owners_beside(tree))), path: Vec::new() }
     }
 
     /// Those of the directory at `relative`, one name or several with slashes.
     pub(super) fn below(&self, relative: &[u8]) -> Self {
-        Self { table: self.table.clone(), path: self.key(relative) }
+        Self { owners: self.owners, table: self.table.clone(), path: self.key(relative) }
     }
 
     pub(super) fn above(&self) -> Self {
         let end = self.path.iter().rposition(|b| *b == b'/').unwrap_or(0);
-        Self { table: self.table.clone(), path: self.path[..end].to_vec() }
+        Self { owners: self.owners, table: self.table.clone(), path: self.path[..end].to_vec() }
     }
 
     /// The path of `name` in the table; an empty name is the directory itself.
@@ -78,11 +82,15 @@ impl At<'_> {
 impl RootDir {
     /// What `meta`, as it is on disk, is to the image.
     pub(super) fn recorded_meta(&self, records: &Records, at: At<'_>, mut meta: Meta) -> Result<Meta> {
-        (meta.uid, meta.gid) = (0, 0);
-        let owner = self.record(records, at, OWNER)?;
-        if let Some((owner, mode)) = owner.as_deref().and_then(Owner::from_record) {
-            (meta.uid, meta.gid) = (owner.uid, owner.gid);
-            meta.mode = mode.unwrap_or(meta.mode);
+        if records.owners == Ownership::Recorded {
+            (meta.uid, meta.gid) = (0, 0);
+        }
+        if records.owners == Ownership::Recorded || (meta.uid, meta.gid) == (NOBODY, NOBODY) {
+            let owner = self.record(records, at, OWNER)?;
+            if let Some((owner, mode)) = owner.as_deref().and_then(Owner::from_record) {
+                (meta.uid, meta.gid) = (owner.uid, owner.gid);
+                meta.mode = mode.unwrap_or(meta.mode);
+            }
         }
         if meta.kind == Kind::File
             && meta.size == 0
@@ -126,7 +134,7 @@ impl RootDir {
     /// Sets what can be set and records the rest, in the order in which the parts don't undo one another.
     pub(super) fn record_attrs(&self, records: &Records, at: At<'_>, attrs: &Attrs) -> Result<()> {
         let (owner, wanted) = (Owner { uid: attrs.uid, gid: attrs.gid }, attrs.mode & 0o7777);
-        // Who isn't root in a namespace of its own must leave itself the right to read what it wrote.
+        // Who isn't root, be it in a namespace of its own must leave itself the right to read what it wrote.
         let needed = match at.kind {
             _ if rustix::process::geteuid().is_root() => 0,
             Kind::Dir => 0o700,
@@ -135,7 +143,10 @@ impl RootDir {
         };
         let mode = wanted | needed;
         let other = (mode != wanted).then_some(wanted);
-        self.put_record(records, at, OWNER, owner.to_record(other).as_deref())?;
+        match records.owners {
+            Ownership::Recorded => self.put_record(records, at, OWNER, owner.to_record(other).as_deref())?,
+            Ownership::Mapped | Ownership::Real => self.give(records, at, owner)?,
+        }
         for (key, value) in attrs.xattrs.iter().filter(|(key, _)| !key.starts_with(RESERVED)) {
             let refusable = REFUSABLE.iter().find(|(real, _)| real == key);
             match (self.set_raw(at, key, value), refusable) {
@@ -157,7 +168,10 @@ impl RootDir {
         if at.kind != Kind::Symlink {
             self.chmod(at, mode).map_err(|e| self.error("change the mode of", at.name, e))?;
             // Set-group-id is lost in silence where the group on disk isn't the process's own (chmod(2)).
-            if wanted & 0o6000 != 0 && self.mode_of(at).map_err(|e| self.error("stat", at.name, e))? != mode {
+            if records.owners == Ownership::Recorded
+                && wanted & 0o6000 != 0
+                && self.mode_of(at).map_err(|e| self.error("stat", at.name, e))? != mode
+            {
                 self.put_record(records, at, OWNER, Some(owner.record_with(wanted).as_bytes()))?;
             }
         }
@@ -279,6 +293,28 @@ impl RootDir {
                 by_fd(rustix::fs::openat(&self.fd, at.name, flags, Mode::empty())?.as_fd())
             }
             done => done,
+        }
+    }
+
+    /// Changes the owner, or writes it down where the user namespace has no such id.
+    fn give(&self, records: &Records, at: At<'_>, owner: Owner) -> Result<()> {
+        let nobody = Owner { uid: NOBODY, gid: NOBODY };
+        let refused = match self.chown(at, owner) {
+            Ok(()) if owner == nobody => return self.put_record(records, at, OWNER, None),
+            Ok(()) => return Ok(()),
+            Err(e) => e,
+        };
+        if refused != Errno::INVAL || self.chown(at, nobody).is_err() {
+            return Err(self.error("change the owner of", at.name, refused));
+        }
+        self.put_record(records, at, OWNER, owner.to_record(None).as_deref())
+    }
+
+    fn chown(&self, at: At<'_>, owner: Owner) -> rustix::io::Result<()> {
+        let (uid, gid) = (Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)));
+        match at.fd {
+            Some(fd) => rustix::fs::fchown(fd, uid, gid),
+            None => rustix::fs::chownat(&self.fd, at.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW),
         }
     }
 

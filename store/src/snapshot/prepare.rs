@@ -187,7 +187,7 @@ impl Layers<'_> {
         if let Some(below) = lowers.first() {
             match self.store.form().owners {
                 Ownership::Real => copy_attributes(below, &upper)?,
-                Ownership::Recorded => copy_recorded(self.store, below, &upper)?,
+                Ownership::Mapped | Ownership::Recorded => copy_recorded(self.store, below, &upper)?,
             }
         }
         let target = target(&draft)?;
@@ -204,7 +204,7 @@ impl Prepared {
     /// # Errors
     /// What the file system answers.
     pub fn record_owners(&self, seen: &[(u64, u32, u32)], maker: Owner) -> std::result::Result<(), ViewError> {
-        if self.store.form().owners == Ownership::Real {
+        if self.store.form().owners != Ownership::Recorded {
             return Ok(());
         }
         let upper = self.store.tree(&self.upper)?;

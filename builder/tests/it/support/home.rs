@@ -60,6 +60,32 @@ impl Home {
         home
     }
 
+    /// The home of whom `KILN_TEST_MODE` names: `rootless` of a user with sub-ids, `one-id` of one without.
+    pub(crate) fn in_mode(test: &str) -> Option<Home> {
+        match std::env::var("KILN_TEST_MODE").as_deref() {
+            Err(_) | Ok("") => Some(Home::new()),
+            Ok("rootless") => Person::with_ids(test).map(Home::of),
+            Ok("one-id") => Person::plain(test).map(Home::of),
+            Ok(other) => panic!("KILN_TEST_MODE is {other:?}: it is one of rootless, one-id"),
+        }
+    }
+
+    /// Gives the folder and all that is in it to who runs kiln, modes as they are.
+    pub(crate) fn adopt(&self, folder: &Path) {
+        use std::os::unix::fs::{MetadataExt, lchown};
+        let Some(person) = self.owner else { return };
+        let meta = std::fs::symlink_metadata(folder).expect("what is to be given is there");
+        lchown(folder, Some(person.uid), Some(person.gid)).expect("root can give files away");
+        if !meta.is_symlink() && meta.mode() & 0o6000 != 0 {
+            std::fs::set_permissions(folder, meta.permissions()).expect("root can set modes");
+        }
+        if meta.is_dir() {
+            for entry in std::fs::read_dir(folder).expect("a folder can be read") {
+                self.adopt(&entry.expect("a folder can be read").path());
+            }
+        }
+    }
+
     /// Makes `host` a mirror of `docker.io`.
     pub(crate) fn mirror(&self, host: &str) {
         self.settings(&format!("[registry.\"docker.io\"]\nmirrors = [\"{host}\"]\n"));
