@@ -194,6 +194,11 @@ fn fetch(engine: &Engine, reference: &Reference, platform: &Platform) -> Result<
         if media_type::is_index(&descriptor.media_type) {
             return Err(invalid("its index points to another index".to_owned()));
         }
+        // What the index says of it is what counts (C75): whoever checked the index has seen nothing else.
+        if (&descriptor.media_type, descriptor.size) != (&entry.media_type, entry.size) {
+            let (said, is) = ((&entry.media_type, entry.size), (&descriptor.media_type, descriptor.size));
+            return Err(invalid(format!("its index says `{}` of {} bytes of what is `{}` of {}", said.0, said.1, is.0, is.1)));
+        }
     }
     let manifest = Raw::<Manifest>::parse(bytes).map_err(|e| invalid(format!("its manifest can't be read: {e}")))?;
     if manifest.value().layers.len() > MAX_LAYERS {

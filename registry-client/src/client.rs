@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 
 use kiln_oci::descriptor::Descriptor;
@@ -34,6 +35,8 @@ pub struct Client {
     /// Which of the hosts that may do without TLS do so.
     plain: Mutex<BTreeMap<Url, bool>>,
     budget: Budget,
+    /// Whether a connection broke while something was sent: what is sent next goes in small pieces from its beginning on.
+    unsteady: AtomicBool,
     /// Held while a list of referrers is changed, which no registry can do for two at once.
     listing: Mutex<()>,
 }
@@ -78,6 +81,7 @@ impl Client {
             absent: Mutex::default(),
             plain: Mutex::default(),
             budget: Budget::default(),
+            unsteady: AtomicBool::default(),
             listing: Mutex::default(),
         })
     }
@@ -192,7 +196,7 @@ impl Client {
         let sources: Vec<&Repository> = sources.iter().filter(same).collect();
         let subject = format!("{repository}@{}", descriptor.digest);
         let exchange = self.exchange(&endpoint, "push blob", &subject, repository, Scopes::push(repository.path()));
-        Upload { exchange: &exchange, repository, descriptor, open, progress }.run(&sources)
+        Upload { exchange: &exchange, repository, descriptor, open, progress, unsteady: &self.unsteady }.run(&sources)
     }
 
     /// Pushes a manifest or index, whose blobs and manifests are there already, and returns its digest.
@@ -257,7 +261,7 @@ impl Client {
     }
 
     fn check_version(&self, auth: &Auth, action: &'static str, registry: &str) -> Result<()> {
-        let endpoint = self.registry(registry)?;
+        let endpoint = self.target(&Repository::of_registry(registry))?;
         let operation = endpoint.operation(action, "");
         let (path, scopes) = (String::new(), Scopes::default());
         let (options, transport, budget) = (&self.options, &self.transport, &self.budget);
@@ -303,10 +307,6 @@ impl Client {
             self.options.warnings.say(&Warning::MirrorPassedOver { mirror: &source.host, next: &next.host, cause: &error });
             passed.push(error);
         }
-    }
-
-    fn registry(&self, registry: &str) -> Result<Endpoint> {
-        Endpoint::registry(&self.options, registry).map_err(|kind| Error::new(operation("reach", "", registry), kind))
     }
 
     fn target(&self, repository: &Repository) -> Result<Endpoint> {

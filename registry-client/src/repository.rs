@@ -12,6 +12,11 @@ pub struct Repository {
 }
 
 impl Repository {
+    /// A registry, of which no repository is meant yet.
+    pub(crate) fn of_registry(domain: &str) -> Self {
+        Self { domain: domain.to_owned(), path: String::new() }
+    }
+
     /// The registry, with its port.
     pub fn domain(&self) -> &str {
         &self.domain

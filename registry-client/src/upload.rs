@@ -7,6 +7,7 @@
 //! the one that they take.
 
 use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::Digest;
@@ -181,6 +182,8 @@ pub(crate) struct Upload<'a> {
     /// Gives the bytes from a position on.
     pub(crate) open: &'a dyn Fn(u64) -> io::Result<Box<dyn Read + Send>>,
     pub(crate) progress: &'a dyn Fn(u64),
+    /// Whether a connection broke in any upload so far.
+    pub(crate) unsteady: &'a AtomicBool,
 }
 
 impl Upload<'_> {
@@ -191,6 +194,9 @@ impl Upload<'_> {
             return Ok(Pushed::Existed);
         }
         let mut course = Course::new(size);
+        if self.unsteady.load(Ordering::Relaxed) {
+            (course.chunk, course.broken_at) = (SMALLEST_CHUNK, Some(0));
+        }
         for source in sources {
             // Only this request needs a token that also reads from the source; a service that gives none ends the attempt alone.
             let scopes = self.exchange.scopes.clone().with(source.path(), &["pull"]);
@@ -220,7 +226,11 @@ impl Upload<'_> {
                 }
                 Err(fault) => fault,
             };
-            if !course.learn(&fault.kind, size) {
+            let at_once = course.learn(&fault.kind, size);
+            if course.broken_at.is_some() {
+                self.unsteady.store(true, Ordering::Relaxed);
+            }
+            if !at_once {
                 self.exchange.pause(&mut patience, fault)?;
             }
         }

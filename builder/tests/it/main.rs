@@ -12,6 +12,7 @@ mod conformance;
 mod contexts;
 mod credentials;
 mod errors;
+mod hosts;
 mod interop;
 mod interrupted;
 mod language;

@@ -156,6 +156,7 @@ fn rules_for_names() {
     fetch(&client, &named(&two.host(), "renamed/app"), &layer(&bytes)).0.unwrap();
     fetch(&client, &named("mirrored.invalid", "team/app"), &layer(&bytes)).0.unwrap();
     for host in [two.name(), tls.name()] {
+        client.ping(&host).unwrap();
         push(&client, &named(&host, "insecure"), &bytes).unwrap();
         fetch(&client, &named(&host, "insecure"), &layer(&bytes)).0.unwrap();
     }
