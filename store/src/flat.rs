@@ -46,6 +46,12 @@ fn next_tick() -> Timestamp {
     Timestamp { secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanos: since.subsec_nanos() }
 }
 
+/// The clock that files are born by.
+fn coarse_now() -> Timestamp {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    Timestamp { secs: now.tv_sec, nanos: u32::try_from(now.tv_nsec).unwrap_or_default() }
+}
+
 /// Whether `now` is the file that `was` was, whatever was done to it.
 fn is_same_file(was: &Meta, now: &Meta) -> bool {
     (was.dev, was.ino, was.kind) == (now.dev, now.ino, now.kind)
@@ -140,12 +146,14 @@ pub(crate) struct Tree {
     pub(crate) index: Index,
     /// Change times from here on say nothing.
     since: Timestamp,
+    /// What was born from here on is not a copy.
+    began: Timestamp,
 }
 
 impl Tree {
     /// A tree in its draft, of which `index` says what it is.
     pub(crate) fn new(draft: DraftDir, index: Index) -> Tree {
-        Tree { draft, index, since: next_tick() }
+        Tree { draft, index, since: next_tick(), began: coarse_now() }
     }
 
     /// Brings a tree that waited up to date: it has all below `layers`, the bottom first.
@@ -154,7 +162,13 @@ impl Tree {
             grow(layer, tree, &mut self.index, style)?;
         }
         self.since = next_tick();
+        self.began = coarse_now();
         Ok(())
+    }
+
+    /// When the command could begin: all that is older was there before.
+    pub(crate) fn began(&self) -> Timestamp {
+        self.began
     }
 
     /// Where it is.

@@ -171,13 +171,23 @@ impl RootDir {
     /// When the directory itself was made, which tells it from another that was given its inode; `None` where the file system
     /// doesn't say.
     pub fn born(&self) -> Result<Option<Timestamp>> {
+        self.birth(b"")
+    }
+
+    /// When `name` was made; `None` where the file system doesn't say.
+    pub(crate) fn born_of(&self, name: &[u8]) -> Result<Option<Timestamp>> {
+        self.check(name, "stat")?;
+        self.birth(name)
+    }
+
+    fn birth(&self, name: &[u8]) -> Result<Option<Timestamp>> {
         let asked = rustix::fs::StatxFlags::BTIME;
-        match rustix::fs::statx(&self.fd, "", AtFlags::EMPTY_PATH, asked) {
+        match rustix::fs::statx(&self.fd, name, AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW, asked) {
             Ok(stat) if stat.stx_mask & asked.bits() != 0 => {
                 Ok(Some(Timestamp { secs: stat.stx_btime.tv_sec, nanos: stat.stx_btime.tv_nsec }))
             }
             Ok(_) | Err(Errno::NOSYS | Errno::PERM) => Ok(None),
-            Err(e) => Err(self.error("stat", b"", e)),
+            Err(e) => Err(self.error("stat", name, e)),
         }
     }
 

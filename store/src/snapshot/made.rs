@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::layer::whiteout::{self, WhiteoutStyle};
 use crate::owner::Owner;
-use crate::rootdir::{Kind, Meta, RootDir, Xattrs};
+use crate::rootdir::{Kind, Meta, RootDir, Timestamp, Xattrs};
 use crate::view::{Node, View, ViewError};
 
 /// An overlay marks so what it copied up from below (empty where it may not say from where).
@@ -12,28 +12,30 @@ const COPIED_UP: [&[u8]; 2] = [b"user.overlay.origin", b"trusted.overlay.origin"
 /// The bit of a directory that gives its group to what is made in it (inode(7)).
 const SET_GROUP: u32 = 0o2000;
 
-/// Writes down the owners of all in `upper`, which a command wrote over `parent`: those that it gave to symbolic links and fifos
-/// (`seen`, by inode), those that came up from below with a file that has no room for a record, and `maker` for all that is new.
-pub(super) fn record(
-    upper: &RootDir,
-    parent: &View,
+/// What is known of a command that has ended.
+pub(super) struct Made {
     style: WhiteoutStyle,
-    seen: &[(u64, u32, u32)],
-    maker: Owner,
-) -> Result<(), ViewError> {
-    let seen = seen.iter().map(|&(inode, uid, gid)| (inode, Owner { uid, gid })).collect();
-    let made = Made { style, seen, maker };
-    made.directory(upper, &upper.meta()?, parent.root()?.as_ref())?;
-    Ok(upper.save_records()?)
-}
-
-struct Made {
-    style: WhiteoutStyle,
+    /// Where it ran in a copy: when it began.
+    since: Option<Timestamp>,
     seen: HashMap<u64, Owner>,
     maker: Owner,
 }
 
 impl Made {
+    /// It ran as `maker`, and gave symbolic links and fifos to the owners of `seen`, by inode. `since` is when it began, where
+    /// it wrote into a copy of the merged tree.
+    pub(super) fn new(style: WhiteoutStyle, since: Option<Timestamp>, seen: &[(u64, u32, u32)], maker: Owner) -> Self {
+        let seen = seen.iter().map(|&(inode, uid, gid)| (inode, Owner { uid, gid })).collect();
+        Self { style, since, seen, maker }
+    }
+
+    /// Writes down the owners of all in `written`, an overlay's upper directory or a copy, over `parent`: those that it gave, those
+    /// that came up from below with a file that has no room for a record, and its own for all that is new.
+    pub(super) fn record(&self, written: &RootDir, parent: &View) -> Result<(), ViewError> {
+        self.directory(written, &written.meta()?, parent.root()?.as_ref())?;
+        Ok(written.save_records()?)
+    }
+
     /// Goes through a directory whose own owner is known.
     fn directory(&self, dir: &RootDir, meta: &Meta, below: Option<&Node>) -> Result<(), ViewError> {
         // A new file has the group of a directory that says so, and the others' is their maker's.
@@ -77,12 +79,18 @@ impl Made {
         beside: impl FnOnce() -> Result<Vec<Node>, ViewError>,
         maker: Owner,
     ) -> Result<Option<Owner>, ViewError> {
-        if dir.has_record(name, meta.kind)? {
-            return Ok(None);
-        }
+        let born = if self.since.is_some() { dir.born_of(name)? } else { None };
+        // In a copy it is known, and a record of what had the name before says nothing.
+        let is_new = born.map(|born| Some(born) >= self.since);
         if matches!(meta.kind, Kind::Symlink | Kind::Fifo | Kind::Socket) {
             if let Some(owner) = self.seen.get(&meta.ino) {
                 return Ok(Some(*owner));
+            }
+            if is_new == Some(true) {
+                return Ok(Some(maker));
+            }
+            if dir.has_record(name, meta.kind)? {
+                return Ok(None);
             }
             if let Some(old) = old
                 && is_same(dir, name, meta, old)?
@@ -97,8 +105,11 @@ impl Made {
             }
             return Ok(Some(maker));
         }
-        if maker == Owner::ROOT {
+        if maker == Owner::ROOT || dir.has_record(name, meta.kind)? {
             return Ok(None);
+        }
+        if let Some(is_new) = is_new {
+            return Ok(is_new.then_some(maker));
         }
         let xattrs: Xattrs = dir.xattrs(name)?;
         if COPIED_UP.iter().any(|key| xattrs.contains_key(*key)) {

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use kiln_oci::path::ImagePath;
 
+use super::made::Made;
 use super::{Known, LayerId, Layers, Stored};
 use crate::Store;
 use crate::error::{Error, Result};
 use crate::flat::{self, Tree};
+use crate::layer::whiteout::WhiteoutStyle;
 use crate::layer::xattr;
 use crate::layout::LayerDir;
 use crate::lock::{TransientLock, WaitFor};
@@ -112,13 +114,16 @@ impl Layers<'_> {
                 let missing: Result<Vec<_>, _> = ids[has..].iter().map(|id| self.store.tree(&self.diff_dir(id))).collect();
                 let dir = self.store.tree(&tree.path())?;
                 tree.advance(&dir, &missing?, style)?;
+                dir.save_records().map_err(ViewError::from)?;
                 tree
             }
             None => {
                 let draft = super::new_draft(self.store)?;
                 let path = LayerDir(draft.path().to_owned()).tree();
                 session::make_dir(&path, 0o755)?;
-                let index = flat::copy(&self.store.view(&prepared.lowers)?, &self.store.tree(&path)?)?;
+                let dir = self.store.tree(&path)?;
+                let index = flat::copy(&self.store.view(&prepared.lowers)?, &dir)?;
+                dir.save_records().map_err(ViewError::from)?;
                 Tree::new(draft, index)
             }
         };
@@ -207,8 +212,12 @@ impl Prepared {
         if self.store.form().owners != Ownership::Recorded {
             return Ok(());
         }
-        let upper = self.store.tree(&self.upper)?;
-        super::made::record(&upper, &self.store.view(&self.lowers)?, self.store.form().whiteouts, seen, maker)
+        let (written, style, since) = match &self.tree {
+            Some(copy) => (copy.path(), WhiteoutStyle::Device, Some(copy.began())),
+            None => (self.upper.clone(), self.store.form().whiteouts, None),
+        };
+        let made = Made::new(style, since, seen, maker);
+        made.record(&self.store.tree(&written)?, &self.store.view(&self.lowers)?)
     }
 
     /// The copy of the merged tree, if there is one ([`Layers::prepare_copy`]).
@@ -225,7 +234,11 @@ impl Prepared {
         let Some(tree) = &mut self.tree else { return Ok(()) };
         let store = &self.store;
         let dir = store.tree(&tree.path())?;
-        Ok(tree.collect(&dir, &store.view(&self.lowers)?, &store.tree(&self.upper)?, store.form().whiteouts)?)
+        let upper = store.tree(&self.upper)?;
+        tree.collect(&dir, &store.view(&self.lowers)?, &upper, store.form().whiteouts)?;
+        // What is in neither is lost, what is in both is the upper's.
+        upper.save_records().and_then(|()| dir.save_records()).map_err(ViewError::from)?;
+        Ok(())
     }
 
     /// Gives the tree its place in the store. Relaxed: it costs no sync; see [`Store::make_durable`].

@@ -1,12 +1,15 @@
 //! Real overlays as a user namespace mounts them, written to by real commands, and whose the files are afterwards.
 
+use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::*;
 use crate::layer::testing::{Dirs, Overlay, can_mount, sh};
 use crate::layer::{PackOptions, UnpackOptions, pack, unpack};
 use crate::owner::Ownership;
+use crate::{Store, TreeForm, Waiting};
 
 struct Row {
     name: &'static str,
@@ -118,8 +121,41 @@ fn what_a_command_made_is_whose_it_would_be() {
         let seen: Vec<_> = row.seen.iter().map(|(name, uid, gid)| (inode(name), *uid, *gid)).collect();
         let parent = View::from_roots(vec![tree(&lower)], style).unwrap();
         let maker = Owner { uid: row.maker.0, gid: row.maker.1 };
-        record(&tree(&upper), &parent, style, &seen, maker).unwrap();
+        Made::new(style, None, &seen, maker).record(&tree(&upper), &parent).unwrap();
         let merged = View::from_roots(vec![tree(&upper), tree(&lower)], style).unwrap();
+        for (path, uid, gid) in row.expected {
+            let node = merged.lookup(&(*path).into()).unwrap().unwrap();
+            assert_eq!((node.meta().uid, node.meta().gid), (*uid, *gid), "{}: {path}", row.name);
+        }
+    }
+}
+
+#[test]
+fn the_same_where_a_command_runs_in_a_copy() {
+    if !can_mount("the_same_where_a_command_runs_in_a_copy") {
+        return;
+    }
+    let form = TreeForm { whiteouts: WhiteoutStyle::Names, owners: Ownership::Recorded };
+    let go_on = Arc::new(|_: &Waiting<'_>| ControlFlow::Continue(()));
+    for row in ROWS {
+        let dirs = Dirs::new();
+        let real = dirs.make("real");
+        sh(&real, row.base);
+        let mut tar = Vec::new();
+        pack(&RootDir::open(&real).unwrap(), &mut tar, &PackOptions::default()).unwrap();
+        let store = Store::open_as(&dirs.make("store"), form, go_on.clone()).unwrap();
+        let base = store.layers().prepare(None).unwrap();
+        unpack(&mut &tar[..], &store.tree(&base.upper).unwrap(), &View::empty(), &store.unpacking()).unwrap();
+        let base = base.commit().unwrap();
+        let mut prepared = store.layers().prepare_copy(Some(&base)).unwrap();
+        let tree = prepared.tree().unwrap();
+        sh(&tree, row.change);
+        let inode = |name: &str| std::fs::symlink_metadata(tree.join(name)).unwrap().ino();
+        let seen: Vec<_> = row.seen.iter().map(|(name, uid, gid)| (inode(name), *uid, *gid)).collect();
+        prepared.record_owners(&seen, Owner { uid: row.maker.0, gid: row.maker.1 }).unwrap();
+        prepared.collect().unwrap();
+        let layer = prepared.commit().unwrap();
+        let merged = store.view(store.layers().lowers(&layer).unwrap()).unwrap();
         for (path, uid, gid) in row.expected {
             let node = merged.lookup(&(*path).into()).unwrap().unwrap();
             assert_eq!((node.meta().uid, node.meta().gid), (*uid, *gid), "{}: {path}", row.name);
