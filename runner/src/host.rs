@@ -31,6 +31,8 @@ pub struct Host {
     pub proc: SystemFiles,
     /// Where `/sys` comes from when the command has the network of kiln; with one of its own it is fresh if it can be.
     pub sys: SystemFiles,
+    /// Whether `/sys` can be mounted afresh by who has made the network.
+    pub own_sys: bool,
     /// Where device nodes come from.
     pub devices: Devices,
     /// Whether pseudo-terminals can belong to the group 5, as distributions have it.
@@ -99,6 +101,7 @@ impl Host {
                 (false, true) => SystemFiles::Outer,
                 (false, false) => SystemFiles::Absent,
             },
+            own_sys: tried.own_sys,
             devices: if is_root { Devices::Made } else { Devices::Bound },
             terminal_group: is_root || entered.ids.has_group(5),
             own_network: tried.own_network,
@@ -162,6 +165,7 @@ impl Host {
 #[derive(Debug, Default)]
 struct Tried {
     own_network: bool,
+    own_sys: bool,
     outer_system: bool,
 }
 
@@ -177,13 +181,21 @@ fn try_namespaces(is_root: bool) -> Result<Tried, String> {
             .and_then(|()| rustix::mount::fsmount(&tmpfs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()))
             .map_err(|errno| failed("mounting (`fsmount`)", errno.into()))?;
         if is_root {
-            return Ok(Tried { own_network: true, outer_system: true });
+            return Ok(Tried { own_network: true, own_sys: true, outer_system: true });
         }
         let all = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        Ok(Tried {
-            outer_system: rustix::mount::open_tree(rustix::fs::CWD, "/sys", all).is_ok(),
-            own_network: sys::unshare(UnshareFlags::NEWNET).is_ok(),
-        })
+        let outer_system = rustix::mount::open_tree(rustix::fs::CWD, "/sys", all).is_ok();
+        let own_network = sys::unshare(UnshareFlags::NEWNET).is_ok();
+        let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let sysfs = || {
+            let sysfs = rustix::mount::fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+            rustix::mount::fsconfig_create(&sysfs)?;
+            rustix::mount::fsmount(&sysfs, FsMountFlags::FSMOUNT_CLOEXEC, read_only)
+        };
+        Ok(Tried { own_network, own_sys: own_network && sysfs().is_ok(), outer_system })
     };
     let thread = std::thread::Builder::new().name("probe".to_owned()).spawn(attempt).map_err(|error| error.to_string())?;
     thread.join().unwrap_or_else(|_| Err("the probe failed".to_owned()))

@@ -468,7 +468,8 @@ fn system(spec: &RunSpec, host: &Host) -> Vec<Step> {
     let insecure = spec.security == Security::Insecure;
     let attributes = if insecure { INERT } else { INERT_READONLY };
     let sys = Virtual { kind: "sysfs".to_owned(), options: vec![], attributes };
-    let mut steps = match host.sys {
+    let own = host.own_sys && spec.network == Network::None;
+    let mut steps = match if own { SystemFiles::Fresh } else { host.sys } {
         // It shows the devices of a network, and whoever mounts it has to own that.
         SystemFiles::Fresh => vec![Step::Standard { source: sys, target: "/sys".to_owned() }],
         SystemFiles::Outer => vec![Step::Outer { path: "/sys".to_owned(), attributes }],

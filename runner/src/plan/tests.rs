@@ -19,6 +19,7 @@ fn root_host() -> Host {
         },
         proc: SystemFiles::Fresh,
         sys: SystemFiles::Fresh,
+        own_sys: true,
         devices: Devices::Made,
         terminal_group: true,
         own_network: true,

@@ -13,6 +13,7 @@ mod mounts;
 mod owners;
 mod process;
 mod rights;
+mod rootless;
 mod support;
 mod terminal;
 mod threats;
@@ -38,6 +39,8 @@ fn main() {
     if arguments.get(1).is_some_and(|first| first == rights::TOUCH_SELF) {
         return rights::touch_self();
     }
+    // While there is one thread.
+    println!("mode: {}", support::host().mode);
     let mut tests = tests! {
         process: exit_codes signals streams home first_process session_and_umask limits limits_that_are_asked_for program_lookup scripts large_output invalid_requests;
         image: working_directories;
@@ -45,6 +48,7 @@ fn main() {
         rights: no_new_privileges set_user_id_works hardened insecure masked_paths host_name namespaces;
         files: changes_land_in_upper deletions_are_whiteouts stubs_are_removed stub_times stubs_behind_links resolv_conf_and_hosts network_none host_network plain_directory many_lowers long_layer_paths volatile_upper_becomes_a_lower older_overlay_calls missing_layer run_is_in_the_layer kept_mount_points;
         mounts: binds tmpfs inline_files inline_files_are_not_swapped targets_that_are_refused nothing_is_left_in_the_layer;
+        rootless: the_same_by_a_user_with_ids;
         owners: smoke figures;
         groups: memory processors parents limits_that_are_refused;
         terminal: terminal terminals_are_filtered_too last_words_in_a_terminal failures_in_a_terminal signals_are_passed_on
