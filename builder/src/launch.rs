@@ -113,6 +113,7 @@ pub fn prepare(engine: &Engine, launch: &Launch) -> Result<Ready, Error> {
     let world = &launch.world;
     let prepared = engine.prepare(found.layer.as_ref())?;
     let mut spec = RunSpec::new(exec::root(&prepared), args);
+    spec.aside = prepared.tree().map(|_| prepared.work.clone());
     spec.env = environment(&found.config, &launch.changes, &world.hostname, launch.streams);
     spec.cwd = launch.changes.cwd.clone().unwrap_or_else(|| Path::new("/").join(&found.config.working_dir));
     spec.user = launch.changes.user.clone().unwrap_or(found.config.user);

@@ -54,7 +54,6 @@ pub fn survey(wish: &Wish, entered: &Entered, ground: &Ground, host: &Host) -> V
 
 fn look(wish: &Wish, entered: &Entered, host: &Host) -> Seen {
     let find = |program: &str| crate::userns::find_program(wish, program);
-    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse().ok();
     let kernel = rustix::system::uname();
     let text = |word: &std::ffi::CStr| word.to_string_lossy().into_owned();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -79,7 +78,7 @@ fn look(wish: &Wish, entered: &Entered, host: &Host) -> Seen {
         kernel: format!("{} {} on {}", text(kernel.sysname()), text(kernel.release()), text(kernel.machine())),
         user: user(entered),
         container: wish.in_container || obstacle::engine_files(),
-        most_namespaces: number("/proc/sys/user/max_user_namespaces"),
+        most_namespaces: entered.most_namespaces,
         given: (users, groups),
         helpers: [find("newuidmap"), find("newgidmap")],
         groups: Groups { first: mounts.contains(" - cgroup "), second: mounts.contains(" - cgroup2 "), can_limit },
@@ -191,6 +190,7 @@ mod tests {
             was_root: mode == Mode::Root,
             uid: 1000,
             capabilities: 0,
+            most_namespaces: None,
             refused: Vec::new(),
         };
         let ground = Ground {
@@ -205,6 +205,7 @@ mod tests {
             ground: ground.clone(),
             proc: SystemFiles::Outer,
             sys: SystemFiles::Outer,
+            own_sys: true,
             devices: Devices::Bound,
             terminal_group: true,
             own_network: true,

@@ -53,6 +53,8 @@ pub struct Entered {
     pub uid: u32,
     /// The capabilities that this process could use before, one bit each.
     pub capabilities: u64,
+    /// How many user namespaces could be made before (`user.max_user_namespaces`); `None` where the kernel has none.
+    pub most_namespaces: Option<u64>,
     /// The better ways that were tried or looked at before.
     pub refused: Vec<Refusal>,
 }
@@ -72,9 +74,16 @@ impl Entered {
     /// Of a process that didn't ask.
     pub fn nothing() -> Entered {
         let reason = "this command runs no others".to_owned();
-        let mode = Mode::Unavailable { reason, remedy: String::new() };
         let uid = rustix::process::geteuid();
-        Entered { mode, ids: IdMaps::default(), was_root: uid.is_root(), uid: uid.as_raw(), capabilities: 0, refused: Vec::new() }
+        Entered {
+            mode: Mode::Unavailable { reason, remedy: String::new() },
+            ids: IdMaps::default(),
+            was_root: uid.is_root(),
+            uid: uid.as_raw(),
+            capabilities: 0,
+            most_namespaces: None,
+            refused: Vec::new(),
+        }
     }
 }
 
@@ -98,6 +107,8 @@ pub fn enter(wish: &Wish) -> Result<Entered, RunError> {
     let uid = rustix::process::geteuid();
     let was_root = uid.is_root();
     let capabilities = rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    let most = fs::read_to_string("/proc/sys/user/max_user_namespaces");
+    let most_namespaces = most.ok().and_then(|text| text.trim().parse().ok());
     let may_mount = capabilities.contains(CapabilitySet::SYS_ADMIN);
     let mut refused = Vec::new();
     let mut refuse = |mode, (reason, remedy)| refused.push(Refusal { mode, reason, remedy });
@@ -151,7 +162,7 @@ pub fn enter(wish: &Wish) -> Result<Entered, RunError> {
             return Err(RunError::Unavailable { reason: format!("`--isolation={}`: {reason}", isolation.name()), remedy });
         }
     };
-    Ok(Entered { mode, ids: own_ids(), was_root, uid: uid.as_raw(), capabilities: capabilities.bits(), refused })
+    Ok(Entered { mode, ids: own_ids(), was_root, uid: uid.as_raw(), capabilities: capabilities.bits(), most_namespaces, refused })
 }
 
 /// The map of the user namespace that this process is in.

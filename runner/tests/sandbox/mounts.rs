@@ -99,8 +99,9 @@ pub fn inline_files_are_not_swapped() {
     let mut step = Step::new();
     let file = MountSource::File { data: b"secret".to_vec(), mode: 0o400, uid: 0, gid: 0 };
     step.spec.mounts = vec![Mount { readonly: true, ..mount("/run/secrets/key", file) }];
-    let mounts = step.sh("grep ' /run/secrets/key tmpfs ' /proc/mounts").ok();
-    assert!(mounts.contains(" ro,") && mounts.contains("noswap"), "{mounts}");
+    let mounts = step.sh("grep ' /run/secrets/key ' /proc/mounts").ok();
+    // In a user namespace it is another file system, which knows no swap.
+    assert!(mounts.contains(" ro,") && (mounts.contains(",noswap") || mounts.starts_with("ramfs ")), "{mounts}");
 }
 
 /// C02, C20: a path below the source never leads out of it.
