@@ -1,7 +1,7 @@
 # The two commands to begin with are `make demo` and `make test`; each installs what it needs (Debian or Ubuntu, with
 # Rust there; as root or with sudo).
 
-.PHONY: demo test record bench bench-step static fuzz lint clean-test
+.PHONY: torture demo test record bench bench-step static fuzz lint clean-test
 
 # From a Dockerfile to a pushed image, with a real registry on loopback.
 demo:
@@ -18,6 +18,12 @@ test:
 cuts:
 	testdata/tools/setup.sh test
 	KILN_TEST_CUT_MB=1000 cargo test -p kiln-registry-client --test it -- --exact resume::twenty_cuts_cost_a_tenth --nocapture
+
+# The long forms of the tests of threats and faults: 200 kills of a build that pulls, 10,000 swaps for each race.
+torture:
+	testdata/tools/setup.sh test
+	KILN_TEST_FULL=1 cargo test -p kiln-runner --test sandbox c
+	KILN_TEST_KILLS=200 KILN_TEST_FULL=1 cargo test -p kiln --test it -- interrupted threats --nocapture
 
 # Writes what the conformance cases expect, from a newer BuildKit (Debian sid's docker.io). CASE is a part of their names.
 record:
