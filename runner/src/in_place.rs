@@ -6,7 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
@@ -34,8 +34,9 @@ enum Undo {
     Way { directory: OwnedFd, name: OsString, inode: u64 },
     /// What stands in a place goes, whatever it is by now.
     Made { directory: OwnedFd, name: OsString },
-    /// A file of kiln's: if the command gave it another name, nothing is in it there.
-    File { file: std::fs::File },
+    /// A file of kiln's, by a descriptor that nothing can be written by, or no program in it could be executed: if the command gave
+    /// it another name, nothing is in it there.
+    File { file: OwnedFd },
     /// What gave way comes back.
     Aside { directory: OwnedFd, name: OsString, aside: String },
     /// What was lent goes home.
@@ -70,7 +71,9 @@ impl InPlace {
                     rustix::fs::openat(&directory, &name, flags, Mode::from_raw_mode(0o600))
                 })?;
                 let mut file = std::fs::File::from(file);
-                self.undo.push(Undo::File { file: file.try_clone().map_err(errno)? });
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let held = rustix::fs::openat(&directory, &name, flags, Mode::empty());
+                self.undo.extend(held.map(|file| Undo::File { file }));
                 self.undo.push(Undo::Made { directory, name });
                 file.write_all(data).map_err(errno)?;
                 rustix::fs::fchown(&file, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))?;
@@ -158,8 +161,14 @@ impl InPlace {
     }
 
     fn fresh_name(&mut self) -> String {
-        self.used += 1;
-        format!("aside-{}", self.used)
+        loop {
+            self.used += 1;
+            let name = format!("aside-{}", self.used);
+            // An earlier run may have left something here.
+            if rustix::fs::statat(&self.aside, name.as_str(), AtFlags::SYMLINK_NOFOLLOW).err() == Some(Errno::NOENT) {
+                return name;
+            }
+        }
     }
 
     /// Makes a device; where that is refused, or devices can't be opened on this file system, says so. Only `/dev/null` has a
@@ -222,7 +231,11 @@ impl InPlace {
             Undo::Made { directory, name } => self.remove(&directory, &name),
             Undo::File { file } => match rustix::fs::fstat(&file)?.st_nlink {
                 0 => Ok(()),
-                _ => rustix::fs::ftruncate(&file, 0),
+                _ => {
+                    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+                    let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
+                    rustix::fs::open(path, flags, Mode::empty()).map(drop)
+                }
             },
             Undo::Aside { directory, name, aside } => keeping_mtime(directory.as_fd(), || {
                 rustix::fs::renameat_with(&self.aside, aside.as_str(), &directory, &name, RenameFlags::NOREPLACE)

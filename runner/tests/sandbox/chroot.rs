@@ -66,6 +66,17 @@ impl Root {
     }
 }
 
+fn differences(after: &BTreeMap<PathBuf, String>, before: &BTreeMap<PathBuf, String>) -> Vec<String> {
+    let only = |sign: char, one: &BTreeMap<PathBuf, String>, other: &BTreeMap<PathBuf, String>| -> Vec<String> {
+        let other = |path: &PathBuf| other.get(path).cloned();
+        one.iter()
+            .filter(|(path, line)| other(path).as_ref() != Some(line))
+            .map(|(path, line)| format!("{sign} {} {line}", path.display()))
+            .collect()
+    };
+    [only('-', before, after), only('+', after, before)].concat()
+}
+
 fn spec(dir: &Path, args: &[&str]) -> RunSpec {
     let mut spec = RunSpec::new(RootFs::Dir(dir.join("tree")), args.iter().map(OsString::from).collect());
     spec.aside = Some(dir.join("aside"));
@@ -75,6 +86,7 @@ fn spec(dir: &Path, args: &[&str]) -> RunSpec {
         mount("/home/bob/.cache/x", MountSource::Bind { path: dir.join("cache") }),
         Mount { subpath: "below".into(), ..mount("/home", MountSource::Bind { path: dir.join("copy") }) },
         mount("/tmp", MountSource::Tmpfs { size: None }),
+        mount("/dev/pipes/EOF", MountSource::File { data: b"#!/bin/sh\necho script".to_vec(), mode: 0o555, uid: 0, gid: 0 }),
         mount("/run/secrets/k", MountSource::File { data: b"hidden".to_vec(), mode: 0o400, uid: 0, gid: 5 }),
     ];
     // The cache lies below what the second one covers, so that the order counts.
@@ -84,9 +96,10 @@ fn spec(dir: &Path, args: &[&str]) -> RunSpec {
 
 fn tell(root: &Path, below: &Path, told: &mut BTreeMap<PathBuf, String>) {
     let path = root.join(below);
-    let meta = std::fs::symlink_metadata(&path).unwrap();
+    // Gone since it was listed, by a supervisor at work.
+    let Ok(meta) = std::fs::symlink_metadata(&path) else { return };
     let content = match () {
-        () if meta.is_symlink() => format!("{:?}", std::fs::read_link(&path).unwrap()),
+        () if meta.is_symlink() => format!("{:?}", std::fs::read_link(&path).ok()),
         () if meta.is_file() && meta.len() < 9999 => format!("{:?}", std::fs::read_to_string(&path)),
         () => String::new(),
     };
@@ -101,7 +114,7 @@ fn tell(root: &Path, below: &Path, told: &mut BTreeMap<PathBuf, String>) {
     );
     told.insert(below.to_owned(), line);
     if meta.is_dir() {
-        for entry in std::fs::read_dir(&path).unwrap() {
+        for entry in std::fs::read_dir(&path).into_iter().flatten() {
             tell(root, &below.join(entry.unwrap().file_name()), told);
         }
     }
@@ -155,13 +168,17 @@ pub fn the_root_is_as_it_was() {
         if *what == "of another kind" {
             assert!(after.remove(Path::new("run")).is_some_and(|line| line.contains("etc")), "the command's own change stays");
         }
+        if *what == "taken away" {
+            // The link is the image's own; what kiln put there is where it leads to.
+            after.insert("etc/resolv.conf".into(), before[Path::new("etc/resolv.conf")].clone());
+        }
         if script.contains("rm ") {
             // The command's own doing.
             for changed in ["", "etc"] {
                 after.insert(changed.into(), before[Path::new(changed)].clone());
             }
         }
-        assert_eq!(after, before, "{what}");
+        assert_eq!(differences(&after, &before), [""; 0], "{what}");
         assert_eq!(std::fs::read_to_string(root.path("cache/old")).unwrap(), "o\n", "{what}: the cache is home again");
         assert_eq!(std::fs::read_to_string(root.path("copy/below/f")).unwrap(), "f\n", "{what}");
     }
@@ -255,7 +272,7 @@ pub fn killed_parent_in_chroot() {
             std::thread::sleep(Duration::from_millis(5));
         }
         assert_eq!(supervisors_of(&dir), [""; 0], "{what}");
-        assert_eq!(root.told(), before, "{what}");
+        assert_eq!(differences(&root.told(), &before), [""; 0], "{what}");
         assert!(root.path("cache/old").exists() && root.path("copy/below/f").exists(), "{what}");
     };
     let mut parent = start(&["sh", "-c", &script]);
