@@ -12,6 +12,10 @@ use super::host::Person;
 use super::lab;
 use super::leftovers;
 
+/// By which the tests of a run are all done in another way than the host's best: `KILN_TEST_SNAPSHOTS=copy` and
+/// `KILN_TEST_ISOLATION=chroot`.
+pub(crate) const WAYS: [(&str, &str); 2] = [("KILN_TEST_SNAPSHOTS", "KILN_SNAPSHOTS"), ("KILN_TEST_ISOLATION", "KILN_ISOLATION")];
+
 /// A folder that holds everything of one test.
 #[derive(Debug)]
 pub(crate) struct Home {
@@ -151,6 +155,11 @@ impl Home {
             .env("TMPDIR", self.folder.path())
             .current_dir(self.folder.path())
             .stdin(Stdio::null());
+        for (asked, name) in WAYS {
+            if let Some(way) = std::env::var_os(asked) {
+                command.env(name, way);
+            }
+        }
         command
     }
 
