@@ -42,19 +42,19 @@ fn main() {
     // While there is one thread.
     println!("mode: {}", support::host().mode);
     let mut tests = tests! {
-        process: exit_codes signals streams home first_process session_and_umask limits limits_that_are_asked_for program_lookup scripts large_output invalid_requests;
-        image: working_directories;
-        chroot: the_root_is_as_it_was what_was_lent_comes_back_and_secrets_go environment_and_descriptors no_daemon_survives killed_parent_in_chroot;
-        rights: no_new_privileges set_user_id_works hardened insecure masked_paths host_name namespaces;
-        files: changes_land_in_upper deletions_are_whiteouts stubs_are_removed stub_times stubs_behind_links resolv_conf_and_hosts network_none host_network plain_directory many_lowers long_layer_paths volatile_upper_becomes_a_lower older_overlay_calls missing_layer run_is_in_the_layer kept_mount_points;
-        mounts: binds tmpfs inline_files inline_files_are_not_swapped targets_that_are_refused nothing_is_left_in_the_layer;
-rootless: the_same_by_a_user_with_ids;
-        owners: owners_and_devices other_users hostile_calls calls_by_number;
-        groups: memory processors parents limits_that_are_refused;
-        terminal: terminal terminals_are_filtered_too last_words_in_a_terminal failures_in_a_terminal signals_are_passed_on
-            read_only_root;
-        endings: killed_parent killed_at_any_moment killed_supervisor cancel_is_passed_on cancel_without_handler cancel_twice cancel_after_grace cancelled_before process_limit parallel_runs;
-    };
+            process: exit_codes signals streams home first_process session_and_umask limits limits_that_are_asked_for program_lookup scripts large_output invalid_requests;
+            image: working_directories;
+            chroot: the_root_is_as_it_was what_was_lent_comes_back_and_secrets_go environment_and_descriptors no_daemon_survives killed_parent_in_chroot;
+            rights: no_new_privileges set_user_id_works hardened insecure masked_paths host_name namespaces;
+            files: changes_land_in_upper deletions_are_whiteouts stubs_are_removed stub_times stubs_behind_links resolv_conf_and_hosts network_none host_network plain_directory many_lowers long_layer_paths volatile_upper_becomes_a_lower older_overlay_calls missing_layer run_is_in_the_layer kept_mount_points;
+            mounts: binds tmpfs inline_files inline_files_are_not_swapped targets_that_are_refused nothing_is_left_in_the_layer;
+    rootless: the_same_by_a_user_with_ids owners_by_a_user_with_one_id;
+            owners: owners_and_devices other_users hostile_calls calls_by_number;
+            groups: memory processors parents limits_that_are_refused;
+            terminal: terminal terminals_are_filtered_too last_words_in_a_terminal failures_in_a_terminal signals_are_passed_on
+                read_only_root;
+            endings: killed_parent killed_at_any_moment killed_supervisor cancel_is_passed_on cancel_without_handler cancel_twice cancel_after_grace cancelled_before process_limit parallel_runs;
+        };
     tests.extend(threats::TESTS);
     let skip = support::why_not();
     if let Some(reason) = &skip {
