@@ -143,6 +143,8 @@ impl Course {
                 self.way == Way::Chunks && self.turn()
             }
             ErrorKind::Answered(answer) if matches!(answer.status, 400 | 405 | 411 | 415 | 501) => self.turn(),
+            // A place on another host whose address is signed for one method only.
+            ErrorKind::Elsewhere { .. } => self.turn(),
             _ => false,
         }
     }
@@ -281,7 +283,8 @@ impl Upload<'_> {
     fn ask_how_far(&self, course: &mut Course, place: Url) -> Result<bool, Fault> {
         let incoming = self.exchange.once(&Ask::new(Method::GET, place))?;
         let status = incoming.status.as_u16();
-        if temporary_status(status) || matches!(status, 401 | 403) {
+        let denied = matches!(status, 401 | 403) && self.exchange.endpoint.is_origin_of(&incoming.url);
+        if temporary_status(status) || denied {
             return Err(self.exchange.refusal(incoming));
         }
         let has = received(&incoming).filter(|has| *has <= self.descriptor.size);

@@ -221,6 +221,31 @@ fn f20_each_registry_gets_what_it_takes() {
     assert!(state.opened == 1 && state.token >= 4, "{} {}", state.opened, state.token);
 }
 
+/// An upload's place on another host may be signed for one request and nothing else.
+#[test]
+fn f20_places_that_take_one_request() {
+    let bytes = content(20 * MIB);
+    let digest = Digest::of(&bytes).to_string();
+    let there = Arc::new(Mutex::new(false));
+    let arrived = there.clone();
+    let storage = Server::start(move |request| match request.method.as_str() {
+        "PUT" => {
+            *arrived.lock().unwrap() = request.body.len() == 20 * MIB;
+            Reply::new(201).with("Docker-Content-Digest", digest.clone())
+        }
+        _ => Reply::new(403).body("<Error><Code>SignatureDoesNotMatch</Code></Error>"),
+    });
+    let place = storage.url("/bucket?signature=x");
+    let server = Server::start(move |request| match request.method.as_str() {
+        "HEAD" if *there.lock().unwrap() => Reply::new(200).with("Content-Length", (20 * MIB).to_string()),
+        "HEAD" => Reply::new(404),
+        _ => Reply::new(202).with("Location", place.clone()),
+    });
+    assert_eq!(push(&client(quick()), &repository(&server.host()), &bytes).unwrap(), Pushed::Uploaded);
+    let methods: Vec<String> = storage.requests().into_iter().map(|request| request.method).collect();
+    assert_eq!(methods, ["PATCH", "PUT"]);
+}
+
 /// What no registry can mend ends.
 #[test]
 fn f20_uploads_that_never_work_end() {
