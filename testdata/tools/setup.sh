@@ -100,6 +100,10 @@ for package in $optional; do
     fi
     echo "installing $package"
     install "$package" || echo "could not install $package: tests that need it are skipped"
+    # The tests start their own; nobody asked for a web server on port 80.
+    if [[ $package == nginx-light && -d /run/systemd/system ]]; then
+        as_root systemctl disable --quiet --now nginx || true
+    fi
 done
 if [[ $1 == test ]]; then
     emulate
