@@ -126,7 +126,7 @@ pub fn prepare(engine: &Engine, launch: &Launch) -> Result<Ready, Error> {
     spec.group.clone_from(&world.group);
     spec.readonly_root = world.readonly;
     spec.streams = launch.streams;
-    spec.recorder = exec::recorder(engine);
+    spec.recorder = exec::recorder(engine, &prepared)?;
     Ok(Ready { spec, platform: found.platform, stop_signal: found.config.stop_signal, _root: prepared })
 }
 

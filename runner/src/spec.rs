@@ -77,6 +77,9 @@ pub struct Recorder {
     pub owner_attribute: String,
     /// Extended attribute of an empty regular file that stands for a device node: `c MAJOR:MINOR` or `b MAJOR:MINOR`.
     pub node_attribute: String,
+    /// Whose the symbolic links, fifos and sockets are that the run finds, by their paths in the root without a slash before:
+    /// those that are others' than root's.
+    pub known: Vec<(Vec<u8>, u32, u32)>,
     /// Whether `stat` and its like tell the recorded owners to a command that runs as root, as it would where they are real.
     pub show: bool,
 }

@@ -100,7 +100,7 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
             readonly: true,
         });
     }
-    spec.recorder = recorder(engine);
+    spec.recorder = recorder(engine, prepared)?;
     let mut tail = Vec::new();
     let outcome = run(&spec, engine.host(), setting.cancel, &mut |_, data| {
         task.log(data);
@@ -143,12 +143,16 @@ pub(crate) fn root(prepared: &Prepared) -> RootFs {
 }
 
 /// How the store wants to have written down what the kernel can't hold.
-pub(crate) fn recorder(engine: &Engine) -> Option<Recorder> {
-    (engine.store.form().owners == Ownership::Recorded).then(|| Recorder {
+pub(crate) fn recorder(engine: &Engine, prepared: &Prepared) -> Result<Option<Recorder>, Error> {
+    if engine.store.form().owners != Ownership::Recorded {
+        return Ok(None);
+    }
+    Ok(Some(Recorder {
         owner_attribute: OWNER_ATTRIBUTE.to_owned(),
         node_attribute: NODE_ATTRIBUTE.to_owned(),
+        known: prepared.known_owners()?,
         show: true,
-    })
+    }))
 }
 
 /// What must live as long as the command runs.

@@ -30,6 +30,8 @@ pub(super) struct Owners {
     upper: OwnedFd,
     /// Of symbolic links, fifos and sockets.
     by_inode: HashMap<Inode, (u32, u32)>,
+    /// Of those that the run found, by path.
+    known: HashMap<Vec<u8>, (u32, u32)>,
 }
 
 /// An inode of the upper directory, and when it was made, so that a later one of the same number inherits nothing.
@@ -41,14 +43,15 @@ struct Inode {
 
 impl Owners {
     pub(super) fn new(
-        recorder: Recorder,
+        mut recorder: Recorder,
         maker: (u32, u32),
         root: BorrowedFd<'_>,
         upper: BorrowedFd<'_>,
     ) -> Result<Owners, Errno> {
+        let known = recorder.known.drain(..).map(|(path, uid, gid)| (path, (uid, gid))).collect();
         let device = rustix::fs::fstat(root)?.st_dev;
         let [root, upper] = [root, upper].map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 3));
-        Ok(Owners { recorder, maker, root: root?, device, upper: upper?, by_inode: HashMap::new() })
+        Ok(Owners { recorder, maker, root: root?, device, upper: upper?, by_inode: HashMap::new(), known })
     }
 
     /// `chown` of an object.
@@ -100,10 +103,14 @@ impl Owners {
 
     fn noted(&self, object: &Object) -> Result<Option<(u32, u32)>, Errno> {
         if !has_attributes(object.kind()) {
-            if self.by_inode.is_empty() {
+            if self.by_inode.is_empty() && self.known.is_empty() {
                 return Ok(None);
             }
-            return Ok(self.in_upper(object).and_then(|inode| self.by_inode.get(&inode).copied()));
+            return Ok(match self.in_upper(object) {
+                Some(inode) => self.by_inode.get(&inode).copied(),
+                // As it is below.
+                None => path_of(object).and_then(|path| self.known.get(path.as_os_str().as_bytes()).copied()),
+            });
         }
         let mut text = [0u8; 24];
         match rustix::fs::getxattr(object.path(), self.recorder.owner_attribute.as_str(), &mut text[..]) {

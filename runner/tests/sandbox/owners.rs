@@ -13,8 +13,10 @@ const OWNER: &str = "user.kiln.owner";
 const NODE: &str = "user.kiln.node";
 
 fn recorded() -> Step {
-    Step::new()
-        .with(|spec| spec.recorder = Some(Recorder { owner_attribute: OWNER.into(), node_attribute: NODE.into(), show: true }))
+    Step::new().with(|spec| {
+        spec.recorder =
+            Some(Recorder { owner_attribute: OWNER.into(), node_attribute: NODE.into(), known: Vec::new(), show: true })
+    })
 }
 
 /// What is noted about each changed file that isn't root's.

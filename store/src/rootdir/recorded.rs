@@ -117,6 +117,12 @@ impl RootDir {
         self.put_record(records, at, OWNER, owner.to_record(mode).as_deref())
     }
 
+    /// The paths in this tree, of which this is the root, that have records in no attribute.
+    pub(crate) fn recorded_paths(&self) -> Result<Vec<Vec<u8>>> {
+        let Some(Records { table, .. }) = &self.records else { return Ok(Vec::new()) };
+        table.paths().map_err(|e| self.error(READ, b"", e))
+    }
+
     /// Writes the records that are in no attribute. Those who write into a tree call it before they leave.
     pub(crate) fn save_records(&self) -> Result<()> {
         let Some(Records { table, .. }) = &self.records else { return Ok(()) };

@@ -38,6 +38,11 @@ impl Table {
         self.read(|rows| rows.by_path.get(path).and_then(|row| row.get(key)).cloned())
     }
 
+    /// Every path that has records.
+    pub(super) fn paths(&self) -> io::Result<Vec<Vec<u8>>> {
+        self.read(|rows| rows.by_path.keys().cloned().collect())
+    }
+
     /// All records of `path`.
     pub(super) fn row(&self, path: &[u8]) -> io::Result<Xattrs> {
         self.read(|rows| rows.by_path.get(path).cloned().unwrap_or_default())

@@ -1,5 +1,6 @@
 //! Hides how a tree comes into being apart from all others, and appears at its place as a whole.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -21,7 +22,7 @@ use crate::record::{self, Durability};
 use crate::remove;
 use crate::rootdir::{Attrs, FsError, Kind};
 use crate::session::{self, DraftDir};
-use crate::view::ViewError;
+use crate::view::{View, ViewError};
 
 /// Whether a base layer still has to be unpacked.
 #[derive(Debug)]
@@ -218,6 +219,33 @@ impl Prepared {
         };
         let made = Made::new(style, since, seen, maker);
         made.record(&self.store.tree(&written)?, &self.store.view(&self.lowers)?)
+    }
+
+    /// Whose the symbolic links, fifos and sockets below are, by path, where that stands in no attribute of theirs: those of
+    /// others than root. For a command that asks.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub fn known_owners(&self) -> std::result::Result<Vec<(Vec<u8>, u32, u32)>, ViewError> {
+        if self.store.form().owners != Ownership::Recorded {
+            return Ok(Vec::new());
+        }
+        let trees: std::result::Result<Vec<_>, _> = self.lowers.iter().map(|path| self.store.tree(path)).collect();
+        let trees = trees?;
+        let mut paths = BTreeSet::new();
+        for tree in &trees {
+            paths.extend(tree.recorded_paths()?);
+        }
+        let view = View::from_roots(trees, self.store.form().whiteouts)?;
+        let mut known = Vec::new();
+        for path in paths {
+            let Some(node) = view.lookup(&ImagePath::new(path.clone()))? else { continue };
+            let meta = node.meta();
+            if matches!(meta.kind, Kind::Symlink | Kind::Fifo | Kind::Socket) && (meta.uid, meta.gid) != (0, 0) {
+                known.push((path, meta.uid, meta.gid));
+            }
+        }
+        Ok(known)
     }
 
     /// The copy of the merged tree, if there is one ([`Layers::prepare_copy`]).
