@@ -56,6 +56,10 @@ fn main() {
             endings: killed_parent killed_at_any_moment killed_supervisor cancel_is_passed_on cancel_without_handler cancel_twice cancel_after_grace cancelled_before process_limit parallel_runs;
         };
     tests.extend(threats::TESTS);
+    if std::env::var_os(threats::modes::ISOLATION).is_none() {
+        tests.push(("modes::nested", threats::modes::nested));
+        tests.push(("modes::rootless", threats::modes::rootless));
+    }
     let skip = support::why_not();
     if let Some(reason) = &skip {
         for (name, _) in &tests {

@@ -12,7 +12,9 @@ use tempfile::TempDir;
 pub fn host() -> &'static Host {
     static HOST: OnceLock<Host> = OnceLock::new();
     HOST.get_or_init(|| {
-        let entered = kiln_runner::enter(&kiln_runner::Wish::default()).unwrap();
+        let isolation = std::env::var(crate::threats::modes::ISOLATION).unwrap_or_else(|_| "default".to_owned());
+        let wish = kiln_runner::Wish { isolation: isolation.parse().unwrap(), ..kiln_runner::Wish::default() };
+        let entered = kiln_runner::enter(&wish).unwrap();
         Host::probe(&entered, &kiln_runner::Ground::probe(&entered, &std::env::temp_dir()))
     })
 }

@@ -1,4 +1,5 @@
-//! The known ways out of a sandbox, one test for each by the id of its class: `cargo test -p kiln-runner c17`.
+//! The known ways out of a sandbox, one test for each by the id of its class: `cargo test -p kiln-runner c17`. In the
+//! modes of ordinary users and of containers they run again (`modes`).
 //!
 //! Those that need a whole build are in `builder/tests/it/threats`. What each class was, and where it is tried here:
 //!
@@ -40,6 +41,7 @@
 
 mod descriptors;
 mod kernel;
+pub mod modes;
 mod outlive;
 mod places;
 mod probe;
@@ -61,48 +63,48 @@ pub fn full() -> bool {
 
 /// Every test of this module and those of others that belong to a class.
 pub const TESTS: &[(&str, fn())] = &[
-    ("c01_forbidden_working_directories", image::forbidden_working_directories),
-    ("c01_every_descriptor", descriptors::c01_every_descriptor),
-    ("c01_three_descriptors", process::descriptors),
-    ("c02_subpaths_stay_inside", mounts::subpaths_stay_inside),
-    ("c02_subpath_swapped_under_two_steps", places::c02_subpath_swapped_under_two_steps),
-    ("c03_stubs_that_the_command_touched", files::stubs_that_the_command_touched),
-    ("c03_every_parent_of_a_stub_replaced", places::c03_every_parent_of_a_stub_replaced),
-    ("c08_c10_c12_standard_places", image::standard_places_that_are_no_directories),
-    ("c08_masks_are_kilns_own", places::c08_masks_are_kilns_own),
-    ("c09_c14_nothing_of_the_image_is_run_or_written_by", traced::c09_c14_set_up_writes_no_proc_and_runs_nothing),
-    ("c10_places_as_links_files_and_loops", places::c10_places_as_links_files_and_loops),
-    ("c11_targets_behind_links", mounts::targets_behind_links),
-    ("c11_mount_points_raced", places::c11_mount_points_raced),
-    ("c12_proc_is_the_real_one", places::c12_proc_is_the_real_one),
-    ("c13_own_program", rights::own_program),
-    ("c13_program_is_not_overwritten", descriptors::c13_program_is_not_overwritten),
-    ("c15_capabilities", rights::capabilities),
-    ("c16_supplementary_groups", image::users),
-    ("c17_unknown_users", image::unknown_users),
-    ("c17_numbers_are_never_root", users::c17_numbers_are_never_root),
-    ("c18_c19_hostile_passwd_files", image::hostile_passwd_files),
-    ("c18_large_files_are_bounded", users::c18_large_files_are_bounded),
-    ("c19_odd_files_end_at_once", users::c19_odd_files_end_at_once),
-    ("c20_source_swapped_for_a_link", places::c20_source_swapped_for_a_link),
-    ("c22_overlay_binds_write_elsewhere", mounts::overlays),
-    ("c23_no_other_mounts", places::c23_no_other_mounts),
-    ("c24_environment_is_exact", process::environment_is_exact),
-    ("c24_no_process_shows_the_environment", descriptors::c24_no_process_shows_the_environment),
-    ("c25_control_groups_are_hidden", rights::control_groups_are_hidden),
-    ("c26_thirty_two_bit_network", kernel::c26_thirty_two_bit_network),
-    ("c27_system_calls", rights::system_calls),
-    ("c27_thirty_two_bit_programs", rights::thirty_two_bit_programs),
-    ("c26_c27_the_published_table", probe::the_published_table),
-    ("c28_no_controlling_terminal", process::no_controlling_terminal),
-    ("c28_typing_is_refused", kernel::c28_typing_is_refused),
-    ("c29_a_file_handed_out_spoils_the_step", outlive::c29_a_file_handed_out_spoils_the_step),
-    ("c32_ten_daemons_after_the_step", outlive::c32_ten_daemons_after_the_step),
-    ("c32_ten_daemons_after_a_kill", outlive::c32_ten_daemons_after_a_kill),
-    ("c33_device_nodes", rights::device_nodes),
-    ("c33_disks_cannot_be_opened", kernel::c33_disks_cannot_be_opened),
-    ("f02_only_the_init_is_killed", outlive::f02_only_the_init_is_killed),
-    ("f25_bombs", outlive::f25_bombs),
+    ("threats::c01_forbidden_working_directories", image::forbidden_working_directories),
+    ("threats::c01_every_descriptor", descriptors::c01_every_descriptor),
+    ("threats::c01_three_descriptors", process::descriptors),
+    ("threats::c02_subpaths_stay_inside", mounts::subpaths_stay_inside),
+    ("threats::c02_subpath_swapped_under_two_steps", places::c02_subpath_swapped_under_two_steps),
+    ("threats::c03_stubs_that_the_command_touched", files::stubs_that_the_command_touched),
+    ("threats::c03_every_parent_of_a_stub_replaced", places::c03_every_parent_of_a_stub_replaced),
+    ("threats::c08_c10_c12_standard_places", image::standard_places_that_are_no_directories),
+    ("threats::c08_masks_are_kilns_own", places::c08_masks_are_kilns_own),
+    ("threats::c09_c14_nothing_of_the_image_is_run_or_written_by", traced::c09_c14_set_up_writes_no_proc_and_runs_nothing),
+    ("threats::c10_places_as_links_files_and_loops", places::c10_places_as_links_files_and_loops),
+    ("threats::c11_targets_behind_links", mounts::targets_behind_links),
+    ("threats::c11_mount_points_raced", places::c11_mount_points_raced),
+    ("threats::c12_proc_is_the_real_one", places::c12_proc_is_the_real_one),
+    ("threats::c13_own_program", rights::own_program),
+    ("threats::c13_program_is_not_overwritten", descriptors::c13_program_is_not_overwritten),
+    ("threats::c15_capabilities", rights::capabilities),
+    ("threats::c16_supplementary_groups", image::users),
+    ("threats::c17_unknown_users", image::unknown_users),
+    ("threats::c17_numbers_are_never_root", users::c17_numbers_are_never_root),
+    ("threats::c18_c19_hostile_passwd_files", image::hostile_passwd_files),
+    ("threats::c18_large_files_are_bounded", users::c18_large_files_are_bounded),
+    ("threats::c19_odd_files_end_at_once", users::c19_odd_files_end_at_once),
+    ("threats::c20_source_swapped_for_a_link", places::c20_source_swapped_for_a_link),
+    ("threats::c22_overlay_binds_write_elsewhere", mounts::overlays),
+    ("threats::c23_no_other_mounts", places::c23_no_other_mounts),
+    ("threats::c24_environment_is_exact", process::environment_is_exact),
+    ("threats::c24_no_process_shows_the_environment", descriptors::c24_no_process_shows_the_environment),
+    ("threats::c25_control_groups_are_hidden", rights::control_groups_are_hidden),
+    ("threats::c26_thirty_two_bit_network", kernel::c26_thirty_two_bit_network),
+    ("threats::c27_system_calls", rights::system_calls),
+    ("threats::c27_thirty_two_bit_programs", rights::thirty_two_bit_programs),
+    ("threats::c26_c27_the_published_table", probe::the_published_table),
+    ("threats::c28_no_controlling_terminal", process::no_controlling_terminal),
+    ("threats::c28_typing_is_refused", kernel::c28_typing_is_refused),
+    ("threats::c29_a_file_handed_out_spoils_the_step", outlive::c29_a_file_handed_out_spoils_the_step),
+    ("threats::c32_ten_daemons_after_the_step", outlive::c32_ten_daemons_after_the_step),
+    ("threats::c32_ten_daemons_after_a_kill", outlive::c32_ten_daemons_after_a_kill),
+    ("threats::c33_device_nodes", rights::device_nodes),
+    ("threats::c33_disks_cannot_be_opened", kernel::c33_disks_cannot_be_opened),
+    ("threats::f02_only_the_init_is_killed", outlive::f02_only_the_init_is_killed),
+    ("threats::f25_bombs", outlive::f25_bombs),
 ];
 
 fn probe_sources() -> PathBuf {

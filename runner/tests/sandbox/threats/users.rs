@@ -81,7 +81,11 @@ type Maker = (&'static str, fn(&Path));
 pub fn c19_odd_files_end_at_once() {
     fn node(path: &Path, kind: rustix::fs::FileType, major: u32, minor: u32) {
         let device = rustix::fs::makedev(major, minor);
-        rustix::fs::mknodat(rustix::fs::CWD, path, kind, 0o666.into(), device).unwrap();
+        match rustix::fs::mknodat(rustix::fs::CWD, path, kind, 0o666.into(), device) {
+            // Only the machine's root makes devices; then a link to one has to do.
+            Err(rustix::io::Errno::PERM) => symlink("/dev/zero", path).unwrap(),
+            made => made.unwrap(),
+        }
     }
     let makers: [Maker; 6] = [
         ("fifo", |path| node(path, rustix::fs::FileType::Fifo, 0, 0)),
