@@ -50,7 +50,7 @@ fn main() {
             mounts: binds tmpfs inline_files inline_files_are_not_swapped targets_that_are_refused nothing_is_left_in_the_layer;
     rootless: the_same_by_a_user_with_ids owners_by_a_user_with_one_id;
             owners: owners_and_devices other_users hostile_calls calls_by_number;
-            groups: memory processors parents limits_that_are_refused;
+            groups: memory processors parents limits_that_are_refused groups_of_the_dead both_versions a_part_that_was_given_away;
             terminal: terminal terminals_are_filtered_too last_words_in_a_terminal failures_in_a_terminal signals_are_passed_on
                 read_only_root;
             endings: killed_parent killed_at_any_moment killed_supervisor cancel_is_passed_on cancel_without_handler cancel_twice cancel_after_grace cancelled_before process_limit parallel_runs;
