@@ -123,6 +123,7 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
         limits: &request.limits,
         group: &request.group,
         grants: &request.grants,
+        on_failure: &request.on_failure,
         now: &now,
         clock,
     };

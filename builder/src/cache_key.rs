@@ -188,6 +188,7 @@ fn exec(mut fields: Fields, op: &ExecOp, mounts: &[Identity]) -> Fields {
             NetworkMode::Default => "default",
             NetworkMode::Host => "host",
             NetworkMode::None => "none",
+            NetworkMode::Private => "private",
         },
     );
     fields = fields.text(

@@ -82,6 +82,11 @@ impl Engine {
         self.ground.snapshots
     }
 
+    /// Was this process root's, so that files can be given to anybody?
+    pub fn was_root(&self) -> bool {
+        self.entered.was_root
+    }
+
     /// An error once somebody wants everything to end.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.cancel.is_triggered() { Err(Error::Interrupted) } else { Ok(()) }

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod exec;
+pub mod failed;
 pub mod file;
 pub mod git;
 pub mod http;

@@ -12,6 +12,7 @@ use kiln_runner::{GroupLimits, Limit};
 
 use crate::grant::Grants;
 
+use crate::ops::failed::OnFailure;
 use crate::ops::git::GitEnvironment;
 
 /// One build, complete and valid.
@@ -37,6 +38,8 @@ pub struct BuildRequest {
     pub group: GroupLimits,
     /// Secrets, agents and rights that RUN and ADD may use.
     pub grants: Grants,
+    /// What is to be done when a RUN fails.
+    pub on_failure: OnFailure,
     /// What is written beside the image.
     pub annotations: Annotations,
     /// Names for the image in the store.

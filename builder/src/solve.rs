@@ -5,7 +5,7 @@
 //! looked up once more by the content of its inputs before it runs.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use kiln_frontend::Source;
@@ -13,7 +13,6 @@ use kiln_frontend::graph::{
     Checksum, ContextId, CopyFrom, CopyOp, CopySource, ExecOp, Graph, MountFrom, MountKind, Op, Vertex, VertexId,
 };
 use kiln_oci::path::ImagePath;
-use kiln_oci::platform::Platform;
 use kiln_runner::{Cancel, GroupLimits, Limit};
 use kiln_store::layer::upper::UpperWriter;
 use kiln_store::view::View;
@@ -26,7 +25,8 @@ use crate::engine::Engine;
 use crate::error::{Error, StepError};
 use crate::event::{Outcome, Task};
 use crate::grant::Grants;
-use crate::ops::exec::Shown;
+use crate::ops::exec::{Remains, Shown};
+use crate::ops::failed::{FailedStep, OnFailure};
 use crate::ops::file::SourceTree;
 use crate::ops::git::{self, GitEnvironment, Origin};
 use crate::ops::{Fetched, exec, file, http, source};
@@ -69,6 +69,8 @@ pub struct Work<'a> {
     pub group: &'a GroupLimits,
     /// Secrets and agents.
     pub grants: &'a Grants,
+    /// What is to be done when a RUN fails.
+    pub on_failure: &'a OnFailure,
     /// The build's clock, RFC 3339.
     pub now: &'a str,
     /// The build's clock.
@@ -79,7 +81,7 @@ pub struct Work<'a> {
 pub struct LazyContext<'a> {
     open: Box<dyn Fn() -> Result<Context, Error> + Send + Sync + 'a>,
     cell: OnceLock<Context>,
-    opening: std::sync::Mutex<()>,
+    opening: Mutex<()>,
 }
 
 impl std::fmt::Debug for LazyContext<'_> {
@@ -91,7 +93,7 @@ impl std::fmt::Debug for LazyContext<'_> {
 impl<'a> LazyContext<'a> {
     /// A context that `open` opens.
     pub fn new(open: impl Fn() -> Result<Context, Error> + Send + Sync + 'a) -> Self {
-        Self { open: Box::new(open), cell: OnceLock::new(), opening: std::sync::Mutex::new(()) }
+        Self { open: Box::new(open), cell: OnceLock::new(), opening: Mutex::new(()) }
     }
 
     /// The context.
@@ -197,7 +199,9 @@ fn run_all(
     // When a step fails, those beside it end too; but that is not the same as a person's Ctrl-C.
     let stop = Cancel::new().map_err(|cause| Error::System { operation: "make an event descriptor", cause })?;
     let mut passed_on = 0;
-    std::thread::scope(|scope| {
+    let failed: Mutex<Option<FailedStep>> = Mutex::new(None);
+    let result = std::thread::scope(|scope| {
+        let failed = &failed;
         let (sender, receiver) = channel();
         let mut failure: Option<Error> = None;
         let mut running = 0;
@@ -207,7 +211,7 @@ fn run_all(
                 let (sender, stop) = (sender.clone(), &stop);
                 running += 1;
                 scope.spawn(move || {
-                    let step = Step { work, definitions, results, stop };
+                    let step = Step { work, definitions, results, stop, failed };
                     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| step.solve(id)));
                     // The receiver outlives the scope.
                     let _ = sender.send((id, outcome));
@@ -250,7 +254,14 @@ fn run_all(
             Some(error) => Err(error),
             None => Ok(()),
         }
-    })
+    });
+    // Only now, for the terminal is no place for two.
+    if let Some(failed) = failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+        && !engine.cancel.is_triggered()
+    {
+        failed.attend(engine, work.on_failure);
+    }
+    result
 }
 
 /// Computes all definition keys, inputs first.
@@ -400,6 +411,7 @@ struct Step<'a> {
     definitions: &'a [Definition],
     results: &'a [OnceLock<Solved>],
     stop: &'a Cancel,
+    failed: &'a Mutex<Option<FailedStep>>,
 }
 
 impl Step<'_> {
@@ -460,7 +472,7 @@ impl Step<'_> {
             return Ok((solved, Outcome::Cached));
         }
         let solved = match &vertex.op {
-            Op::Exec(op) => self.exec(op, &vertex.platform, definition, &parent, task)?,
+            Op::Exec(op) => self.exec(op, vertex, definition, &parent, task)?,
             Op::Copy(op) => self.copy(op, definition, &parent, &key, task)?,
             Op::Workdir(op) => {
                 let layer = self.change(op.parent.is_none(), &parent, task, |view, upper| {
@@ -535,14 +547,7 @@ impl Step<'_> {
         Ok(self.work.engine.store.view(dirs)?)
     }
 
-    fn exec(
-        &self,
-        op: &ExecOp,
-        platform: &Platform,
-        definition: &Definition,
-        parent: &Solved,
-        task: &Task,
-    ) -> Result<Solved, Error> {
+    fn exec(&self, op: &ExecOp, vertex: &Vertex, definition: &Definition, parent: &Solved, task: &Task) -> Result<Solved, Error> {
         let engine = self.work.engine;
         source::materialise(engine, parent.layer.as_ref(), task)?;
         let mut mounts = Vec::new();
@@ -560,6 +565,7 @@ impl Step<'_> {
             });
         }
         let mut prepared = engine.prepare(parent.layer.as_ref())?;
+        let (platform, name) = (&vertex.platform, vertex.name.as_str());
         let setting = exec::Setting {
             platform,
             shm_size: self.work.shm_size,
@@ -571,7 +577,18 @@ impl Step<'_> {
             mounts,
         };
         let since = file::timestamp(SystemTime::now());
-        exec::exec(engine, op, &prepared, &setting, task)?;
+        let mut remains = None;
+        let done = exec::exec(engine, op, &prepared, &setting, task, &mut remains);
+        if let (Err(error), Some(Remains { spec, held })) = (&done, remains)
+            && self.work.on_failure.is_some()
+        {
+            let failed = FailedStep { name: name.to_owned(), why: error.to_string(), spec, _held: held, prepared };
+            // The first one is the cause.
+            self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(failed);
+            done?;
+            return Err(Error::Interrupted);
+        }
+        done?;
         prepared.collect()?;
         let upper = engine.store.tree(&prepared.upper)?;
         let diff =

@@ -168,6 +168,8 @@ pub enum NetworkMode {
     Host,
     /// A loopback device only.
     None,
+    /// One of its own from which the host's networks can be reached. No Dockerfile can ask for it, only a build.
+    Private,
 }
 
 /// How strictly a command is confined (`RUN --security`).

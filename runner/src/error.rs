@@ -78,6 +78,12 @@ pub enum RunError {
         /// It was searched in `PATH`.
         in_path: bool,
     },
+    /// The program that connects a private network gave up.
+    #[error("could not connect the private network: `pasta` says: {words}")]
+    Network {
+        /// What it said.
+        words: String,
+    },
     /// The program exists but could not be executed.
     #[error("exec: \"{program}\"")]
     Exec {

@@ -16,6 +16,7 @@ use crate::cgroup;
 use crate::ground::Ground;
 use crate::idmap::IdMaps;
 use crate::mode::Mode;
+use crate::network;
 use crate::spec::GroupLimits;
 use crate::sys;
 use crate::userns::Entered;
@@ -45,6 +46,10 @@ pub struct Host {
     pub ids: IdMaps,
     /// The host's `/etc/resolv.conf`.
     pub(crate) resolv_conf: Vec<u8>,
+    /// What the host's own resolver asks, where that is systemd's.
+    pub(crate) upstream_resolv_conf: Vec<u8>,
+    /// The program that connects private networks.
+    pub(crate) pasta: Option<PathBuf>,
     /// Further files of `/sys` to hide, which differ by machine.
     pub(crate) masked: Vec<String>,
     /// Where control groups can be made.
@@ -108,6 +113,8 @@ impl Host {
             filter: fs::exists("/proc/sys/kernel/seccomp/actions_avail").unwrap_or(false),
             ids: entered.ids.clone(),
             resolv_conf: fs::read("/etc/resolv.conf").unwrap_or_default(),
+            upstream_resolv_conf: fs::read("/run/systemd/resolve/resolv.conf").unwrap_or_default(),
+            pasta: network::find_program(),
             masked: throttle_files(),
             group: usable.then(cgroup::find).flatten(),
             mount_points: None,

@@ -15,6 +15,7 @@ mod in_place;
 mod init;
 mod mode;
 mod mount;
+mod network;
 mod obstacle;
 mod plan;
 mod reap;

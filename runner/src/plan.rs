@@ -15,6 +15,7 @@ use crate::error::RunError;
 use crate::ground::OverlayApi;
 use crate::host::{Devices, Host, SystemFiles};
 use crate::mode::Mode;
+use crate::network::{self, Uplink};
 use crate::spec::{MountSource, Network, Recorder, Resource, RootFs, RunSpec, Security, Streams};
 
 /// Everything that the supervisor has to know.
@@ -31,6 +32,8 @@ pub(crate) struct Plan {
     pub(crate) inside: Vec<Step>,
     /// What that process becomes.
     pub(crate) command: Command,
+    /// How its network is connected, where it has one of its own.
+    pub(crate) uplink: Option<Uplink>,
 }
 
 /// A kind of namespace.
@@ -249,14 +252,36 @@ pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
     check(spec)?;
     let mut namespaces = vec![Namespace::Mount, Namespace::Ipc, Namespace::Uts];
     let mut outside = vec![Step::KeepMountsPrivate, Step::Hostname(spec.hostname.clone())];
-    if spec.network == Network::None {
+    let (resolv, forwards) = match spec.network {
+        Network::Host => (host.resolv_conf.clone(), false),
+        Network::None => (Vec::new(), false),
+        Network::Private => network::resolver(&host.resolv_conf, &host.upstream_resolv_conf),
+    };
+    if spec.network != Network::Host {
         namespaces.push(Namespace::Net);
         outside.push(Step::LoopbackUp);
     }
+    let uplink = match (spec.network, &host.pasta) {
+        (Network::Host | Network::None, _) => None,
+        (Network::Private, _) if !host.own_network => {
+            let reason = "no network namespace can be made, which a private network is".to_owned();
+            return Err(RunError::Unavailable { reason, remedy: "use the host's network, `--network=host`".to_owned() });
+        }
+        (Network::Private, None) => {
+            let reason = "a private network needs the program `pasta`, which is not installed".to_owned();
+            let remedy =
+                "install it (Debian and Ubuntu: `apt install passt`), or use the host's network, `--network=host`".to_owned();
+            return Err(RunError::Unavailable { reason, remedy });
+        }
+        (Network::Private, Some(program)) => {
+            let to_host = spec.extra_hosts.iter().any(|(_, address)| address == HOST_GATEWAY);
+            Some(network::uplink(program, to_host, forwards))
+        }
+    };
     outside.extend(root(spec, host));
     outside.extend(devices(spec, host));
     outside.extend(system(spec, host));
-    outside.extend(names(spec, host));
+    outside.extend(names(spec, resolv));
     for (index, mount) in spec.mounts.iter().enumerate() {
         outside.extend(extra_mount(index, mount, host));
     }
@@ -279,7 +304,7 @@ pub(crate) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
     }
     inside.push(Step::EnterRoot);
 
-    Ok(Plan { namespaces, in_place: false, outside, inside, command: command(spec, host) })
+    Ok(Plan { namespaces, in_place: false, outside, inside, command: command(spec, host), uplink })
 }
 
 fn command(spec: &RunSpec, host: &Host) -> Command {
@@ -468,7 +493,7 @@ fn system(spec: &RunSpec, host: &Host) -> Vec<Step> {
     let insecure = spec.security == Security::Insecure;
     let attributes = if insecure { INERT } else { INERT_READONLY };
     let sys = Virtual { kind: "sysfs".to_owned(), options: vec![], attributes };
-    let own = host.own_sys && spec.network == Network::None;
+    let own = host.own_sys && spec.network != Network::Host;
     let mut steps = match if own { SystemFiles::Fresh } else { host.sys } {
         // It shows the devices of a network, and whoever mounts it has to own that.
         SystemFiles::Fresh => vec![Step::Standard { source: sys, target: "/sys".to_owned() }],
@@ -485,23 +510,24 @@ fn system(spec: &RunSpec, host: &Host) -> Vec<Step> {
     steps
 }
 
-fn resolv_conf(spec: &RunSpec, host: &Host) -> Vec<u8> {
-    match spec.network {
-        Network::Host => host.resolv_conf.clone(),
-        Network::None => Vec::new(),
-    }
-}
+/// What stands for an address at which the host is reached (Docker's word).
+const HOST_GATEWAY: &str = "host-gateway";
 
 fn hosts(spec: &RunSpec) -> Vec<u8> {
     let mut hosts = format!("127.0.0.1\tlocalhost {}\n::1\tlocalhost ip6-localhost ip6-loopback\n", spec.hostname);
     for (name, address) in &spec.extra_hosts {
+        let address = match (address.as_str(), spec.network) {
+            (HOST_GATEWAY, Network::Private) => network::GATEWAY,
+            (HOST_GATEWAY, _) => "127.0.0.1",
+            (address, _) => address,
+        };
         hosts.push_str(&format!("{address}\t{name}\n"));
     }
     hosts.into_bytes()
 }
 
-fn names(spec: &RunSpec, host: &Host) -> Vec<Step> {
-    [("resolv.conf", resolv_conf(spec, host)), ("hosts", hosts(spec))]
+fn names(spec: &RunSpec, resolv: Vec<u8>) -> Vec<Step> {
+    [("resolv.conf", resolv), ("hosts", hosts(spec))]
         .into_iter()
         .flat_map(|(name, data)| {
             [

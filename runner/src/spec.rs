@@ -29,7 +29,8 @@ pub struct RunSpec {
     pub network: Network,
     /// Mounts besides the standard ones, attached in this order.
     pub mounts: Vec<Mount>,
-    /// Further lines of `/etc/hosts`: (name, address).
+    /// Further lines of `/etc/hosts`: (name, address). The address `host-gateway` stands for one at which the host is reached; in a
+    /// private network that opens the host's loopback.
     pub extra_hosts: Vec<(String, String)>,
     /// Size of `/dev/shm` in bytes.
     pub shm_size: u64,
@@ -141,6 +142,8 @@ pub enum Network {
     Host,
     /// A network namespace with only a loopback interface.
     None,
+    /// A network namespace from which the host's networks can be reached, but not the host's loopback, by way of the program `pasta`.
+    Private,
 }
 
 /// How tight the sandbox is.

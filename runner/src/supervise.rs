@@ -6,7 +6,7 @@
 //! program, can take it out of that.
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags};
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::held::Watch;
 use crate::init;
 use crate::mount::Sandbox;
+use crate::network::{self, Waiting};
 use crate::plan::{Namespace, Plan, Source, Step};
 use crate::reap;
 use crate::record::{self, Handover, Preparation, Server};
@@ -137,7 +138,7 @@ fn make_and_watch(
         }
     };
     let (preparation, handover) = recording.unzip();
-    let made = namespaces(&plan.namespaces).and_then(|()| plan.outside.iter().try_for_each(|step| sandbox.act(step)));
+    let made = make(plan, sandbox, host_proc.as_fd());
     if let Some(in_place) = sandbox.in_place.as_ref().filter(|in_place| !in_place.lacks.is_empty()) {
         let lacks = in_place.lacks.join(", ");
         let warning = format!("devices can't be made here, so that the command lacks {lacks} (/dev/null is an ordinary file)");
@@ -172,6 +173,15 @@ fn make_and_watch(
         }
         (report, _) => Ok(report),
     }
+}
+
+/// Makes the sandbox as far as that is done from outside.
+fn make(plan: &Plan, sandbox: &mut Sandbox, host_proc: BorrowedFd<'_>) -> Result<(), Failure> {
+    let uplink = plan.uplink.as_ref().map(|uplink| network::wait(uplink, host_proc)).transpose()?;
+    namespaces(&plan.namespaces)?;
+    uplink.as_ref().map_or(Ok(()), Waiting::begin)?;
+    plan.outside.iter().try_for_each(|step| sandbox.act(step))?;
+    uplink.map_or(Ok(()), Waiting::finish)
 }
 
 fn has_hung_up(kiln: &UnixStream) -> io::Result<bool> {

@@ -212,6 +212,8 @@ mod tests {
             filter: true,
             ids: IdMaps::default(),
             resolv_conf: Vec::new(),
+            upstream_resolv_conf: Vec::new(),
+            pasta: None,
             masked: Vec::new(),
             group: None,
             mount_points: None,

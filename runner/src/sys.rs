@@ -86,6 +86,18 @@ pub(crate) fn fork_here() -> io::Result<Fork> {
     forked(pid, pidfd)
 }
 
+/// Forks with nothing new, from a single-threaded process; the child is answered `None`.
+///
+/// # Errors
+/// Also when the process has a second thread, for whose locks the child would wait for ever.
+pub(crate) fn fork_alone() -> io::Result<Option<Pid>> {
+    single_threaded()?;
+    // SAFETY: no memory is shared with the child (no CLONE_VM) and its stack is a copy; the one thread of this process holds no lock.
+    let pid =
+        check(unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(libc::SIGCHLD), ptr::null_mut::<u8>(), 0, 0, 0) })?;
+    Ok(i32::try_from(pid).ok().and_then(Pid::from_raw))
+}
+
 /// `CLONE_INTO_CGROUP` of linux/sched.h, which does not fit `libc`'s type.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 

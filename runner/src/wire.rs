@@ -74,6 +74,7 @@ pub(crate) enum Failure {
     WorkingDirectory { path: PathBytes, reason: String },
     ProgramNotFound { program: String, in_path: bool },
     Exec { program: String, errno: i32 },
+    Network { words: String },
     Held,
 }
 
@@ -106,6 +107,7 @@ impl From<Failure> for RunError {
             Failure::WorkingDirectory { path, reason } => RunError::WorkingDirectory { path: path.into(), reason },
             Failure::ProgramNotFound { program, in_path } => RunError::ProgramNotFound { program, in_path },
             Failure::Held => RunError::Held,
+            Failure::Network { words } => RunError::Network { words },
             Failure::Exec { program, errno } => RunError::Exec { program, source: source(errno) },
         }
     }

@@ -151,7 +151,7 @@ pub(crate) struct BuildArgs {
     /// Suppress the build output and print image ID on success
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// Set the networking mode for RUN: default, host or none
+    /// Set the networking mode for RUN: default, host, none or private
     #[arg(long, value_name = "MODE")]
     pub(crate) network: Option<String>,
     /// Add a custom host-to-IP mapping (format: `host:ip`)
@@ -175,6 +175,10 @@ pub(crate) struct BuildArgs {
     /// Allow extra privileged entitlement (security.insecure)
     #[arg(long, value_name = "ENTITLEMENT")]
     pub(crate) allow: Vec<String>,
+    /// When a RUN fails: open a shell in its place, copy files out of it (format: `shell[=PROGRAM]`,
+    /// `export=DIR[,path=PATH...]`)
+    #[arg(long, value_name = "ACTION")]
+    pub(crate) on_failure: Vec<String>,
     /// Set method for evaluating the Dockerfile: build, check, outline or targets (format: `METHOD[,format=json]`)
     #[arg(long, value_name = "METHOD")]
     pub(crate) call: Option<String>,

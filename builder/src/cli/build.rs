@@ -24,6 +24,7 @@ use super::environment::Environment;
 use super::exit::Exit;
 use super::grants::{grants, limit};
 use super::human;
+use super::on_failure::on_failure;
 use super::progress::Mode;
 use super::report::{Failure, warn, write_stdout};
 use super::resources::group_limits;
@@ -171,6 +172,7 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
         limits: args.ulimit.iter().map(|text| limit(text)).collect::<Result<_, _>>()?,
         group: group_limits(&args.resources)?,
         grants: grants(args, environment)?,
+        on_failure: on_failure(&args.on_failure)?,
         annotations,
         tags: exports.tags,
         push: exports.push,
@@ -216,7 +218,10 @@ fn network(text: Option<&str>) -> Result<NetworkMode, Failure> {
         None | Some("" | "default") => Ok(NetworkMode::Default),
         Some("host") => Ok(NetworkMode::Host),
         Some("none") => Ok(NetworkMode::None),
-        Some(other) => Err(Failure::usage(format!("network mode `{other}` is not supported: it is one of default, host, none"))),
+        Some("private") => Ok(NetworkMode::Private),
+        Some(other) => {
+            Err(Failure::usage(format!("network mode `{other}` is not supported: it is one of default, host, none, private")))
+        }
     }
 }
 
@@ -227,9 +232,9 @@ pub(super) fn extra_host(text: &str) -> Result<(String, String), Failure> {
     let at = text.find(['=', ':']).ok_or_else(invalid)?;
     let (name, address) = (&text[..at], &text[at + 1..]);
     let address = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
-    // RUN shares the host's network, where the host itself is the loopback.
-    let address = if address == "host-gateway" { "127.0.0.1" } else { address };
-    match name.is_empty() || address.parse::<IpAddr>().is_err() {
+    // Which address that is depends on the network.
+    let is_address = address == "host-gateway" || address.parse::<IpAddr>().is_ok();
+    match name.is_empty() || !is_address {
         true => Err(invalid()),
         false => Ok((name.to_owned(), address.to_owned())),
     }

@@ -15,6 +15,7 @@ mod human;
 mod images;
 mod inspect;
 mod listing;
+mod on_failure;
 mod progress;
 mod registries_conf;
 mod registry;

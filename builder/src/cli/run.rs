@@ -180,7 +180,8 @@ fn network(text: Option<&str>) -> Result<Network, Failure> {
     match text {
         None | Some("" | "default" | "host") => Ok(Network::Host),
         Some("none") => Ok(Network::None),
-        Some(other) => Err(Failure::usage(format!("network mode `{other}` is not supported: it is one of host, none"))),
+        Some("private") => Ok(Network::Private),
+        Some(other) => Err(Failure::usage(format!("network mode `{other}` is not supported: it is one of host, none, private"))),
     }
 }
 

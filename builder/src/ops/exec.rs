@@ -59,8 +59,23 @@ pub struct Shown {
     pub identity: Identity,
 }
 
-/// Runs the command on a fresh layer above `prepared`'s parents; the layer is complete when this returns.
-pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting<'_>, task: &Task) -> Result<(), Error> {
+/// What is left of a command that failed, besides its files.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    pub(crate) spec: RunSpec,
+    pub(crate) held: Held,
+}
+
+/// Runs the command on a fresh layer above `prepared`'s parents; the layer is complete when this returns. What a command that ran and
+/// failed leaves is put into `remains`.
+pub(crate) fn exec(
+    engine: &Engine,
+    op: &ExecOp,
+    prepared: &Prepared,
+    setting: &Setting<'_>,
+    task: &Task,
+    remains: &mut Option<Remains>,
+) -> Result<(), Error> {
     let mut spec = RunSpec::new(root(prepared), op.args.iter().map(OsString::from).collect());
     spec.aside = prepared.tree().map(|_| prepared.work.clone());
     spec.env = op.env.iter().chain(&op.proxy_env).map(|(k, v)| (k.into(), v.into())).collect();
@@ -71,6 +86,7 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
     spec.network = match op.network {
         NetworkMode::Default | NetworkMode::Host => Network::Host,
         NetworkMode::None => Network::None,
+        NetworkMode::Private => Network::Private,
     };
     spec.security = match op.security {
         SecurityMode::Sandbox => Security::Sandbox,
@@ -109,9 +125,15 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
             tail.drain(..tail.len() - TAIL);
         }
     });
-    drop(held);
     let outcome = match outcome {
-        Ok(outcome) => outcome,
+        Ok(outcome) if outcome.status.success() => {
+            drop(held);
+            outcome
+        }
+        Ok(outcome) => {
+            *remains = Some(Remains { spec, held });
+            outcome
+        }
         Err(RunError::Cancelled) => return Err(Error::Interrupted),
         Err(error) => return Err(not_run(error, setting.platform)),
     };
@@ -129,6 +151,9 @@ pub fn exec(engine: &Engine, op: &ExecOp, prepared: &Prepared, setting: &Setting
         let limit = setting.group.memory.map_or_else(String::new, |bytes| format!(", of which it may use {bytes} bytes"));
         status.push_str(&format!(" (a process was killed for lack of memory{limit})"));
     }
+    // For who looks at what is left.
+    let (uid, gid) = outcome.identity.unwrap_or_default();
+    prepared.record_owners(&outcome.owners, Owner { uid, gid })?;
     let code = Some(outcome.status.code());
     let command = op.args.join(" ");
     Err(Error::Unplaced(Box::new(StepError::Command { command, status, code, tail: last_lines(&tail) })))
@@ -157,7 +182,7 @@ pub(crate) fn recorder(engine: &Engine, prepared: &Prepared) -> Result<Option<Re
 
 /// What must live as long as the command runs.
 #[derive(Debug, Default)]
-struct Held {
+pub(crate) struct Held {
     guards: Vec<MountGuard>,
     agents: Vec<Forward>,
     scratch: Vec<Prepared>,

@@ -19,6 +19,7 @@ mod language;
 mod layers;
 mod modes;
 mod mounts;
+mod on_failure;
 mod ordinary;
 mod platform;
 mod registry;

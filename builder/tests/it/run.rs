@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::home::Home;
-use crate::support::{leftovers, terminal};
+use crate::support::{leftovers, skip, terminal};
 
 /// Usage errors and failures of kiln's own.
 const OWN: i32 = 125;
@@ -319,4 +319,108 @@ fn a_terminal_is_given_back() {
         "echo ready; while read l; do echo got $l; done; tty; tty <&1; ls -l /proc/self/fd | grep -c pts && exit 1; exit 4";
     terminal::with(&home, &["run", "-i", "box", "sh", "-c", script], steps);
     home.left_nothing();
+}
+
+/// Servers of this machine's own: one on its loopback, and one that answers for names there, if that address is free.
+struct Servers {
+    port: u16,
+    names: bool,
+}
+
+impl Servers {
+    fn start() -> Servers {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let _ = (&stream).write_all(b"here\n");
+            }
+        });
+        let names = std::net::UdpSocket::bind("127.0.0.53:53").map(|socket| {
+            std::thread::spawn(move || {
+                let mut question = [0; 512];
+                while let Ok((length, from)) = socket.recv_from(&mut question) {
+                    let end = question[12..length].iter().position(|byte| *byte == 0).map_or(length, |at| 12 + at + 5);
+                    // One answer, 10.1.2.3, to any question, of which it repeats the name.
+                    let mut answer = [&question[..2], b"\x81\x80\0\x01\0\x01\0\0\0\0", &question[12..end]].concat();
+                    answer.extend_from_slice(b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\x0a\x01\x02\x03");
+                    let _ = socket.send_to(&answer, from);
+                }
+            });
+        });
+        Servers { port, names: names.is_ok() }
+    }
+}
+
+/// A private network reaches neither this machine's loopback nor its addresses' names, unless `host-gateway` asks for that.
+#[test]
+fn private_networks() {
+    if !skip::needs("run::private_networks", "pasta") {
+        return;
+    }
+    let home = home();
+    let port = Servers::start().port;
+    let ask = format!("for h in 127.0.0.1 10.0.2.2 gate; do timeout 2 nc -w 1 $h {port} < /dev/null; done 2>/dev/null; true");
+    let rows: &[(&[&str], &str)] = &[
+        (&["--network=host", "--add-host=gate:host-gateway"], "here\nhere\n"),
+        (&["--network=private"], ""),
+        (&["--network=private", "--add-host=gate:host-gateway"], "here\nhere\n"),
+        (&["--network=none", "--add-host=gate:host-gateway"], ""),
+    ];
+    for (flags, expected) in rows {
+        let outcome = home.run(["run"].iter().chain(*flags).chain(&["box", "sh", "-c", &ask])).ok();
+        assert_eq!(outcome.stdout, *expected, "{flags:?}\n{}", outcome.stderr);
+        let dockerfile = format!("FROM busybox\nRUN {ask}\n");
+        home.context("c", &dockerfile);
+        let outcome = home.run(["build", "--no-cache", "--progress=plain"].iter().chain(*flags).chain(&["c"])).ok();
+        let answers = outcome.stderr.lines().filter(|line| line.ends_with(" here")).count();
+        assert_eq!(answers, expected.lines().count(), "{flags:?}\n{}", outcome.stderr);
+    }
+    let script = "ls /sys/class/net | wc -l; ip -4 -o addr | tr -s ' ' | cut -d' ' -f4; grep -c Seccomp /proc/self/status";
+    let shown = home.run(["run", "--network=private", "box", "sh", "-c", script]).ok().stdout;
+    assert_eq!(shown, "2\n127.0.0.1/8\n10.0.2.100/24\n2\n");
+    // A port that the command listens on is not one of this machine's.
+    let mut child = start(&home, &["--network=private", "box", "sh", "-c", "(sleep 0.3; echo ready) & nc -l -p 45997"]);
+    assert!(std::net::TcpStream::connect("127.0.0.1:45997").is_err());
+    send(&child, Signal::KILL);
+    child.wait().unwrap();
+    home.context("host", "FROM busybox\nRUN --network=host true\n");
+    home.run(["build", "--network=private", "host"]).fails(3).says(&["RUN --network=host is not allowed"]);
+    home.context("none", "FROM busybox\nRUN --network=none ls /sys/class/net | wc -l\n");
+    home.run(["build", "--network=private", "--progress=plain", "none"]).ok().says(&[" 1\n"]);
+    home.left_nothing();
+    assert_eq!(leftovers::processes("10.0.2.100"), [""; 0], "the way out ends with the run");
+}
+
+/// Where this machine's resolver is on its loopback, names are resolved from a private network all the same.
+#[test]
+fn names_in_private_networks() {
+    const TEST: &str = "run::names_in_private_networks";
+    if !skip::needs(TEST, "pasta") || !skip::needs(TEST, "unshare") {
+        return;
+    }
+    if !Servers::start().names {
+        return skip::skipped(TEST, "127.0.0.53:53 is taken");
+    }
+    let home = home();
+    home.write("resolv.conf", "nameserver 127.0.0.53\n");
+    let kiln = home.command();
+    // With a resolver of the test's own in the place of this machine's, seen by nobody else.
+    let script = "mount --bind resolv.conf /etc/resolv.conf && exec \"$@\"";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(kiln.get_program());
+    command.args(["run", "--network=private", "box", "sh", "-c"]);
+    command.arg("cat /etc/resolv.conf; nslookup -type=a some.name | grep -A1 some.name | tail -n 1; nc -w 1 10.0.2.2 53 < /dev/null || echo closed");
+    for (name, value) in kiln.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let output = command.current_dir(home.path("")).output().unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    if std::path::Path::new("/run/systemd/resolve/resolv.conf").exists() {
+        return skip::skipped(TEST, "systemd-resolved tells its servers");
+    }
+    assert_eq!(shown, "nameserver 10.0.2.3\nAddress: 10.1.2.3\nclosed\n", "{}", String::from_utf8_lossy(&output.stderr));
 }

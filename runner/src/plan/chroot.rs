@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use super::{DEVICE_LINKS, DEVICES, Plan, Put, Step, command, hosts, is_whole, resolv_conf};
+use super::{DEVICE_LINKS, DEVICES, Plan, Put, Step, command, hosts, is_whole};
 use crate::error::RunError;
 use crate::host::Host;
 use crate::spec::{Mount, MountSource, Network, RootFs, RunSpec, Streams};
@@ -42,10 +42,10 @@ pub(super) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
             reason: "without mounts a root file system has to be a directory of its own".to_owned(),
         });
     };
-    if spec.network == Network::None {
+    if spec.network != Network::Host {
         return Err(RunError::Unavailable {
             reason: "in the mode `chroot` a command can't be kept from the network, for that takes a namespace".to_owned(),
-            remedy: "leave `--network=none` away, or build where kiln can make namespaces".to_owned(),
+            remedy: "use `--network=host`, or build where kiln can make namespaces".to_owned(),
         });
     }
     if matches!(spec.streams, Streams::Terminal { .. }) {
@@ -68,14 +68,21 @@ pub(super) fn plan(spec: &RunSpec, host: &Host) -> Result<Plan, RunError> {
     outside.extend(DEVICES.iter().map(node));
     outside.extend(DEVICE_LINKS.iter().map(|(path, to)| Step::Link { path: (*path).to_owned(), to: (*to).to_owned() }));
     outside.extend([cover("/dev/pts", 0o755), cover("/dev/shm", 0o1777), cover("/dev/mqueue", 0o1777)]);
-    for (name, data) in [("resolv.conf", resolv_conf(spec, host)), ("hosts", hosts(spec))] {
+    for (name, data) in [("resolv.conf", host.resolv_conf.clone()), ("hosts", hosts(spec))] {
         outside.push(put(&format!("/etc/{name}"), Put::File { data, mode: 0o644, uid: 0, gid: 0 }));
     }
     let mut moved: Vec<(&Mount, PathBuf)> = Vec::new();
     for mount in &spec.mounts {
         outside.push(extra_mount(mount, &mut moved)?);
     }
-    Ok(Plan { namespaces: vec![], in_place: true, outside, inside: vec![Step::ChangeRoot], command: command(spec, host) })
+    Ok(Plan {
+        namespaces: vec![],
+        in_place: true,
+        outside,
+        inside: vec![Step::ChangeRoot],
+        command: command(spec, host),
+        uplink: None,
+    })
 }
 
 fn extra_mount<'a>(mount: &'a Mount, moved: &mut Vec<(&'a Mount, PathBuf)>) -> Result<Step, RunError> {

@@ -26,6 +26,8 @@ fn root_host() -> Host {
         filter: true,
         ids: IdMaps::default(),
         resolv_conf: b"nameserver 127.0.0.53\n".to_vec(),
+        upstream_resolv_conf: b"nameserver 192.0.2.53\n".to_vec(),
+        pasta: Some("/usr/bin/pasta".into()),
         masked: vec!["/sys/devices/system/cpu/cpu0/thermal_throttle".to_owned()],
         group: None,
         mount_points: None,
@@ -386,5 +388,42 @@ capabilities a80425fb, no_new_privs false
     for (change, words) in rows {
         let said = refused(change);
         assert!(said.contains(words), "{said}");
+    }
+}
+
+#[test]
+fn networks() {
+    let gateway = vec![("host".to_owned(), "host-gateway".to_owned())];
+    // Network, lines of /etc/hosts, what the host has, then: an own namespace, the resolver, the address of `host`, arguments.
+    let rows: &[(Network, &[(String, String)], bool, &str, &str, &str)] = &[
+        (Network::Host, &[], false, "nameserver 127.0.0.53\n", "", ""),
+        (Network::Host, &gateway, false, "nameserver 127.0.0.53\n", "127.0.0.1\thost\n", ""),
+        (Network::None, &gateway, true, "", "127.0.0.1\thost\n", ""),
+        (Network::Private, &[], true, "nameserver 192.0.2.53\n", "", "--no-map-gw"),
+        (Network::Private, &gateway, true, "nameserver 192.0.2.53\n", "10.0.2.2\thost\n", "none"),
+    ];
+    for (network, hosts, own, resolv, line, last) in rows {
+        let plan = plan(&RunSpec { network: *network, extra_hosts: hosts.to_vec(), ..spec() }, &root_host()).unwrap();
+        assert_eq!(plan.namespaces.contains(&Namespace::Net), *own, "{network:?}");
+        let file = |wanted: &str| {
+            let found = plan.outside.iter().find_map(|step| match step {
+                Step::ScratchFile { name, data, .. } if name == wanted => Some(String::from_utf8(data.clone()).unwrap()),
+                _ => None,
+            });
+            found.unwrap()
+        };
+        assert_eq!(file("resolv.conf"), *resolv, "{network:?}");
+        assert!(file("hosts").ends_with(line), "{network:?}");
+        assert_eq!(plan.uplink.and_then(|uplink| uplink.args.last().cloned()).unwrap_or_default(), *last, "{network:?}");
+    }
+    let private = RunSpec { network: Network::Private, ..spec() };
+    let forwarded = plan(&private, &Host { upstream_resolv_conf: vec![], ..root_host() }).unwrap();
+    assert!(forwarded.uplink.unwrap().args.ends_with(&["--dns-forward".to_owned(), "10.0.2.3".to_owned()]));
+    for (host, expected) in [
+        (Host { pasta: None, ..root_host() }, "needs the program `pasta`"),
+        (Host { own_network: false, ..root_host() }, "no network namespace"),
+    ] {
+        let error = plan(&private, &host).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
     }
 }

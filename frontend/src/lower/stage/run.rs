@@ -94,6 +94,10 @@ impl Lowering<'_> {
             let hint = "build with `--allow security.insecure` if you trust the Dockerfile";
             return Err(Diagnostic::error("RUN --security=insecure is not allowed by this build").with_hint(hint));
         }
+        if run.network == NetworkMode::Host && self.options.network == NetworkMode::Private {
+            let hint = "build with `--network=host` if you trust the Dockerfile";
+            return Err(Diagnostic::error("RUN --network=host is not allowed by a build with a private network").with_hint(hint));
+        }
         if let Some(device) = run.devices.first() {
             return Err(Diagnostic::error(format!("RUN --device={device} is not supported: kiln gives no devices to a build")));
         }
