@@ -120,6 +120,7 @@ fn apart(name: &str) -> Option<&'static str> {
         ("network-none-secret", true, NETWORK),
         ("parser-flags-continued", true, NETWORK),
         ("cli-shm-size", true, READ_ONLY),
+        ("heredoc-run-shebang-and-shell", true, READ_ONLY),
         ("mount-bind-empty-stage", true, READ_ONLY),
         ("mount-bind-read-only", true, READ_ONLY),
         ("mount-cache-read-only", true, READ_ONLY),
