@@ -7,13 +7,13 @@ mod one_id;
 mod outer;
 mod root;
 mod rootless;
+mod written;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 use std::time::Instant;
 
 use crate::support::alike;
@@ -30,6 +30,9 @@ const IMAGES: [&str; 5] = ["busybox", "torture", "compile", "users", "apt"];
 /// The same, and one for modes that can make device nodes.
 const WITH_DEVICES: [&str; 6] = ["busybox", "torture", "compile", "users", "apt", "devices"];
 
+/// And one without RUN, for [`written`].
+const ALL: [&str; 7] = ["busybox", "torture", "compile", "users", "apt", "devices", "written"];
+
 /// How near an image must come to that of mode A.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Alike {
@@ -44,12 +47,16 @@ static BASES: LazyLock<Registry> = LazyLock::new(|| {
     Registry::start(&RegistryOptions { seeds: &["busybox", "debian", "buildpack-deps"], ..RegistryOptions::default() })
 });
 
-/// What mode A made of each image.
-static REFERENCE: LazyLock<BTreeMap<&str, Made>> = LazyLock::new(|| {
-    let home = Home::new();
-    home.mirror(BASES.host());
-    WITH_DEVICES.map(|name| (name, build(&home, name, "root", |args| home.run(args)))).into()
-});
+/// What mode A made of an image; built when it is first asked for.
+fn reference(name: &str) -> &'static Made {
+    static MADE: [OnceLock<Made>; ALL.len()] = [const { OnceLock::new() }; ALL.len()];
+    let number = ALL.iter().position(|known| *known == name).expect("an image of `ALL`");
+    MADE[number].get_or_init(|| {
+        let home = Home::new();
+        home.mirror(BASES.host());
+        build(&home, ALL[number], "root", |args| home.run(args))
+    })
+}
 
 /// An image that was built.
 #[derive(Debug)]
@@ -106,7 +113,7 @@ fn every(home: &Home, mode: &str, alike: Alike, images: &[&str], kiln: impl Fn(V
     home.left_nothing();
     let mut wrong = Vec::new();
     for (name, made) in images.iter().zip(&made) {
-        let reference = &REFERENCE[name];
+        let reference = reference(name);
         if made.digest == reference.digest {
             continue;
         }

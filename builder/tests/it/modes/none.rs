@@ -1,5 +1,6 @@
 //! Mode F: where nothing is allowed, builds without RUN work, and RUN says what to change.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -27,20 +28,23 @@ fn only_run_fails(home: &Home, texts: &[&str], kiln: impl Fn(&[&str]) -> Outcome
 #[test]
 fn a_user_where_user_namespaces_are_off() {
     let Some(person) = Person::plain("modes::none::a_user_where_user_namespaces_are_off") else { return };
+    let ids = (person.uid, person.gid);
     let home = Home::of(person);
     home.mirror(BASES.host());
+    only_run_fails(&home, &["user.max_user_namespaces"], |args| without_namespaces(&home, ids, args));
+}
+
+/// Runs kiln as a user who may make no user namespace.
+pub(super) fn without_namespaces(home: &Home, (uid, gid): (u32, u32), args: &[impl AsRef<OsStr>]) -> Outcome {
     // The setting is one of each user namespace; so in one of the test's own, for kiln that has no rights in it.
-    let id = [person.uid, person.gid].map(|id| id.to_string());
     let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --inh-caps=-all --ambient-caps=-all --bounding-set=-all \"$@\"";
-    only_run_fails(&home, &["user.max_user_namespaces"], |args| {
-        let inner = home.command();
-        let mut command = Command::new("setpriv");
-        command.args([format!("--reuid={}", id[0]), format!("--regid={}", id[1])]).arg("--clear-groups");
-        command.args(["unshare", "--user", &format!("--map-user={}", id[0]), &format!("--map-group={}", id[1]), "--keep-caps"]);
-        command.args(["sh", "-c", script, "sh"]).arg(home.path("bin/kiln")).args(args);
-        command.env_clear().envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?))));
-        finish(command.current_dir(home.path("")))
-    });
+    let inner = home.command();
+    let mut command = Command::new("setpriv");
+    command.args([format!("--reuid={uid}"), format!("--regid={gid}")]).arg("--clear-groups");
+    command.args(["unshare", "--user", &format!("--map-user={uid}"), &format!("--map-group={gid}"), "--keep-caps"]);
+    command.args(["sh", "-c", script, "sh"]).arg(home.path("bin/kiln")).args(args);
+    command.env_clear().envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    finish(command.current_dir(home.path("")))
 }
 
 fn only_run_fails_in(test: &str, container: Result<Container<'_>, String>) {
