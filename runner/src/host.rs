@@ -40,8 +40,6 @@ pub struct Host {
     pub terminal_group: bool,
     /// Whether a network namespace can be made.
     pub own_network: bool,
-    /// Whether a filter of system calls can be loaded.
-    pub filter: bool,
     /// The ids that a command can be given.
     pub ids: IdMaps,
     /// The host's `/etc/resolv.conf`.
@@ -110,7 +108,6 @@ impl Host {
             devices: if is_root { Devices::Made } else { Devices::Bound },
             terminal_group: is_root || entered.ids.has_group(5),
             own_network: tried.own_network,
-            filter: fs::exists("/proc/sys/kernel/seccomp/actions_avail").unwrap_or(false),
             ids: entered.ids.clone(),
             resolv_conf: fs::read("/etc/resolv.conf").unwrap_or_default(),
             upstream_resolv_conf: fs::read("/run/systemd/resolve/resolv.conf").unwrap_or_default(),

@@ -209,7 +209,6 @@ mod tests {
             devices: Devices::Bound,
             terminal_group: true,
             own_network: true,
-            filter: true,
             ids: IdMaps::default(),
             resolv_conf: Vec::new(),
             upstream_resolv_conf: Vec::new(),

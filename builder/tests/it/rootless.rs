@@ -11,18 +11,18 @@ use crate::support::skip::skipped;
 
 /// Owners, set-id bits, capabilities, deletions, opaque directories, another user's RUN; and at the end of each RUN all times are the
 /// same, so that two builds give the same bytes.
-const DOCKERFILE: &str = r#"FROM debian:bookworm AS one
-RUN useradd -m -u 1234 ann && chown -R 33:44 /srv && install -d -o 5 -g 6 -m 2755 /d && install -m 4711 -o ann /bin/true /d/set && \
-    setcap cap_net_raw+ep /d/set 2>/dev/null; ln -s nowhere /d/link && chown -h 7:8 /d/link && mkfifo /d/fifo && \
-    rm -r /usr/share/doc /var/log/* && mkdir /usr/share/doc && echo kept > /usr/share/doc/only && \
-    find / -xdev -newer /etc/hostname -exec touch -hd @1000000000 {} + 2>/dev/null; find / -xdev -exec touch -hd @1000000000 {} +
+const DOCKERFILE: &str = r#"FROM busybox AS one
+RUN echo 'ann:x:1234:1234::/home/ann:/bin/sh' >> /etc/passwd && mkdir -p /home/ann /o/d && chown 1234:1234 /home/ann && \
+    echo x > /o/set && chown 5:6 /o/set && chmod 6711 /o/set && ln -s nowhere /o/link && chown -h 7:8 /o/link && mkfifo /o/fifo && \
+    chown 33:44 /o/d && chmod 2755 /o/d && rm -r /home/app && mkdir /home/app && echo only > /home/app/kept && rm /etc/group && \
+    find /o /home -exec touch -h -d @1000000000 {} + && touch -d @1000000000 / /etc /etc/passwd
 USER ann
 RUN test "$(id -u):$(id -g)" = 1234:1234 && echo hers > ~/file && touch -d @1000000000 ~/file ~
-FROM debian:bookworm
+FROM busybox
 COPY --chown=9:10 --chmod=6750 file /file
-COPY --from=one --chown=ann:ann /d /srv /kept/
-COPY --from=one /home/ann /home/ann
-RUN rm /etc/motd; mv /opt /opt2; touch -hd @1000000000 / /etc /opt2 /file
+COPY --from=one --chown=1234:1234 /o /kept/
+COPY --from=one /home /home
+RUN rm /etc/passwd && mv /file /moved && touch -d @1000000000 / /etc /moved
 "#;
 
 #[test]
@@ -34,7 +34,7 @@ fn the_same_image_as_roots() {
         std::fs::File::open(home.path("c/file"))
             .and_then(|file| file.set_times(std::fs::FileTimes::new().set_modified(std::time::SystemTime::UNIX_EPOCH)))
             .unwrap();
-        home.context("c", &DOCKERFILE.replace("--chown=ann:ann", "--chown=1234:1234"));
+        home.context("c", DOCKERFILE);
         let output = format!("type=oci,dest={}", home.path("run/image.tar").display());
         std::fs::create_dir_all(home.path("run")).unwrap();
         let metadata = home.path("run/metadata");
@@ -89,7 +89,7 @@ fn what_a_command_sees() {
             "mount -t tmpfs x /mnt 2>&1; unshare -m true 2>&1",
             "mount: permission denied (are you root?)\nunshare: unshare(0x20000): Operation not permitted\n",
         ),
-        ("ps | wc -l", "4\n"),
+        ("test $(ls -d /proc/[0-9]* | wc -l) -lt 9 && echo few", "few\n"),
         ("hostname", "buildkitsandbox\n"),
         ("ls /proc/self/fd | tr '\\n' ' '", "0 1 2 3 "),
         ("grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t0\n"),

@@ -23,7 +23,6 @@ fn root_host() -> Host {
         devices: Devices::Made,
         terminal_group: true,
         own_network: true,
-        filter: true,
         ids: IdMaps::default(),
         resolv_conf: b"nameserver 127.0.0.53\n".to_vec(),
         upstream_resolv_conf: b"nameserver 192.0.2.53\n".to_vec(),
