@@ -60,7 +60,10 @@ fn try_become(plan: &Plan, sandbox: &mut Sandbox, handover: Option<Handover>) ->
     })?;
     check_cwd(&command.cwd)?;
     rustix::process::setsid().map_err(|errno| setup("make a session", &errno.into()))?;
-    streams(root, sandbox, command.streams, maker).map_err(|error| setup("hand over the standard streams", &error))?;
+    streams(root, sandbox, command.streams, maker).map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::INVAL) => not_become(&identity, Errno::INVAL),
+        _ => setup("hand over the standard streams", &error),
+    })?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     limits(&command.limits, command.processes)?;
     sys::reset_signals();

@@ -320,7 +320,7 @@ fn command(spec: &RunSpec, host: &Host) -> Command {
         },
         // Where there is one id a program can't be set to another one's, so that nothing is lost by it.
         no_new_privileges: spec.security == Security::Hardened || spec.recorder.is_some() || host.mode == Mode::OneId,
-        filtered: spec.security != Security::Insecure && host.filter,
+        filtered: spec.security != Security::Insecure,
         recorder: spec.recorder.clone(),
         streams: spec.streams,
         limits: limits(spec),

@@ -42,6 +42,8 @@ struct Words {
     /// Whether the folder `.served` is put on a file server, whose address is the build argument `SERVER`.
     #[serde(default)]
     serve: bool,
+    /// Why a user namespace of 65536 ids can't give the expected image.
+    not_rootless: Option<String>,
     /// Paths whose contents may differ, with the reason as the value.
     #[serde(default)]
     ignore: std::collections::BTreeMap<String, String>,
@@ -55,6 +57,8 @@ pub(crate) struct Case {
     /// Arguments that `docker build` and `kiln build` both take, without the context.
     pub(crate) args: Vec<String>,
     pub(crate) ignore: Vec<String>,
+    /// Why a user namespace of 65536 ids can't give the expected image.
+    pub(crate) not_rootless: Option<String>,
     /// What a build that must fail says.
     pub(crate) fails: Option<String>,
     /// Whether a peer of this machine builds it each time, instead of a recorded expectation.
@@ -141,6 +145,7 @@ pub(crate) fn prepare(name: &str) -> Result<Case, String> {
         ignore: words.ignore.into_keys().collect(),
         fails: words.fails,
         live: words.live.is_some(),
+        not_rootless: words.not_rootless,
         by_hand: words.by_hand,
         replace,
         folder,
