@@ -99,6 +99,7 @@ fn build(home: &Home, name: &str, mode: &str, kiln: impl Fn(Vec<OsString>) -> Ou
     kiln(args.into_iter().chain(more).collect()).ok();
     println!("{mode}: {name} in {:.1} s", began.elapsed().as_secs_f32());
     let metadata: serde_json::Value = serde_json::from_slice(&fs::read(metadata).expect("metadata")).expect("metadata is JSON");
+    assert_eq!(metadata["kiln.sandbox"], mode, "{name}");
     let made = Made {
         digest: metadata["containerimage.digest"].as_str().expect("an archive has a manifest").to_owned(),
         archive: File::open(&archive).expect("the archive can be read"),
@@ -123,7 +124,10 @@ fn every(home: &Home, mode: &str, alike: Alike, images: &[&str], kiln: impl Fn(V
             Alike::Owners => alike::ownership(&theirs, &ours),
         };
         match found {
-            Ok(paths) => println!("{mode}: {name} has another digest than by root; owners and rights differ for {paths} paths"),
+            Ok(paths) => {
+                let all = alike::difference(&theirs, &ours);
+                println!("{mode}: {name} has another digest than by root; owners and rights differ for {paths:#?}; in all {all}");
+            }
             Err(text) => wrong.push(format!("{name}, by root and in mode {mode}:\n{text}")),
         }
     }

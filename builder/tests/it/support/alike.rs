@@ -29,9 +29,9 @@ pub(crate) fn difference(a: &Image, b: &Image) -> String {
     text
 }
 
-/// Each path's owner, mode, type, device and capabilities, in a tree of `total` paths. Nothing when at least 99.9 % of them are
-/// the same in both; else what is not.
-pub(crate) fn ownership(a: &Image, b: &Image) -> Result<usize, String> {
+/// Compares each path's owner, mode, type, device and capabilities, and answers what differs: an error when that is more than
+/// 0.1 % of the paths.
+pub(crate) fn ownership(a: &Image, b: &Image) -> Result<Vec<String>, String> {
     let (a, b) = (compare::merge(&a.layers)?, compare::merge(&b.layers)?);
     let paths: BTreeSet<&Vec<u8>> = a.keys().chain(b.keys()).collect();
     let told = |node: Option<&Node>| node.map_or_else(|| "nothing".to_owned(), listed);
@@ -43,7 +43,7 @@ pub(crate) fn ownership(a: &Image, b: &Image) -> Result<usize, String> {
         }
     }
     if found.len() * 1000 <= paths.len() {
-        return Ok(found.len());
+        return Ok(found);
     }
     let mut text = format!(
         "{} of {} paths differ in owner, mode, type, device or capabilities, more than 0.1 %\n",
