@@ -36,7 +36,7 @@ impl Watch {
 
     /// Leaves the mounts of the run, of which this has to be the last process, and answers whether the root is gone with them.
     /// Every descriptor of theirs has to be closed.
-    pub(crate) fn is_over(self) -> io::Result<bool> {
+    pub(crate) fn ends(self) -> io::Result<bool> {
         rustix::thread::move_into_link_name_space(self.mounts.as_fd(), Some(LinkNameSpaceType::Mount))?;
         let begin = Instant::now();
         let mut buffer = [std::mem::MaybeUninit::uninit(); 512];

@@ -169,7 +169,7 @@ fn make_and_watch(
     match (report, root) {
         (Some(Report::Ended(Ending::Exited(0))), Some(root)) => {
             drop(std::mem::take(sandbox));
-            Ok(Some(if root.is_over()? { Report::Ended(Ending::Exited(0)) } else { Report::Failed(Failure::Held) }))
+            Ok(Some(if root.ends()? { Report::Ended(Ending::Exited(0)) } else { Report::Failed(Failure::Held) }))
         }
         (report, _) => Ok(report),
     }
