@@ -62,6 +62,9 @@ impl Joint {
             }
             Streams::Terminal { input } => {
                 joint.input = input.then_some(Relay { to: None, buffer: Vec::new(), ended: false });
+                if input && io::stdin().is_terminal() {
+                    joint.raw = Some(RawMode::prepare()?);
+                }
                 Handed { stdout: Stdio::null(), stderr: Stdio::null(), input: None }
             }
         };
@@ -74,8 +77,8 @@ impl Joint {
         self.master = Some(master);
         // What changed since the assignment was made.
         self.resize();
-        if self.input.is_some() && io::stdin().is_terminal() {
-            self.raw = Some(RawMode::enter()?);
+        if let Some(raw) = &self.raw {
+            raw.set();
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ pub(crate) const NAME: &str = "kiln-terminal";
 const KNOWN: u8 = b'k';
 const RESTORED: u8 = b'r';
 
-/// This process's terminal, its standard input, in raw mode; restored when dropped.
+/// This process's terminal, its standard input, whose settings are known; restored when dropped.
 #[derive(Debug)]
 pub(crate) struct RawMode {
     before: Termios,
@@ -28,24 +28,24 @@ pub(crate) struct RawMode {
 }
 
 impl RawMode {
-    pub(crate) fn enter() -> io::Result<RawMode> {
+    /// Changes nothing yet. To be called before this thread's children go to a pid namespace that ends with the run: the guard has to
+    /// live on, and a namespace waits for all that is in it.
+    pub(crate) fn prepare() -> io::Result<RawMode> {
         // Without a guard it would only be less safe.
         let guard = start_guard().ok();
-        let raw = RawMode { before: tcgetattr(rustix::stdio::stdin())?, guard };
-        raw.set();
-        Ok(raw)
+        Ok(RawMode { before: tcgetattr(rustix::stdio::stdin())?, guard })
     }
 
     /// Keys are handed on as they are, from now on (again).
     pub(crate) fn set(&self) {
         let mut raw = self.before.clone();
         raw.make_raw();
-        let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Drain, &raw);
+        let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &raw);
     }
 
     /// As it was before.
     pub(crate) fn restore(&self) {
-        let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Drain, &self.before);
+        let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.before);
     }
 }
 

@@ -10,7 +10,7 @@ const BUILD: i32 = 1;
 /// A step that fails after it has changed something, with everything that a step can have.
 const FAILING: &str = "\
 FROM busybox
-RUN adduser -D -u 1234 bob && mkdir /work && chown bob /work && echo below > /work/below
+RUN echo bob:x:1234:1234::/:/bin/sh >> /etc/passwd && mkdir /work && chown bob /work && echo below > /work/below
 ENV A=stage
 USER bob
 WORKDIR /work
