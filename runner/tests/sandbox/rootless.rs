@@ -12,6 +12,7 @@ const NOT_THERE: &[(&str, &str)] = &[
     ("chroot::", "the mode is root's"),
     ("owners::", "the mode is that of one id"),
     ("rootless::", "that is this test"),
+    ("modes::", "it is another user once more"),
     ("files::older_overlay_calls", "it makes a device"),
     ("mounts::binds", "it makes a device"),
     ("c19_odd_files", "it makes a device"),
