@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn what_is_meant() {
         let export = |folder: &str, paths: &[&str]| {
-            Some(Export { folder: folder.into(), paths: paths.iter().map(|path| ImagePath::new(path)).collect() })
+            Some(Export { folder: folder.into(), paths: paths.iter().map(ImagePath::new).collect() })
         };
         let rows: &[(&[&str], OnFailure)] = &[
             (&[], OnFailure::default()),

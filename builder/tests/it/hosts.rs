@@ -132,7 +132,7 @@ fn c80_images_beyond_measure_are_refused() {
     let image = |config: &Value, layers: usize| json!({ "schemaVersion": 2, "mediaType": OCI, "config": config, "layers": vec![layer.clone(); layers] });
     let index = |entries: &[Value]| json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
     let small = platform(put("small", OCI, &image(&config, 0)));
-    let inner = platform(put("inner", INDEX, &index(&[small.clone()])));
+    let inner = platform(put("inner", INDEX, &index(std::slice::from_ref(&small))));
     let mut lie = small.clone();
     lie["mediaType"] = json!("application/vnd.docker.distribution.manifest.v2+json");
     let mut size = small.clone();

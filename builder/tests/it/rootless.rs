@@ -103,7 +103,7 @@ fn what_a_command_sees() {
         let image = Image::read(&home.path(&format!("run/{number}.tar"))).unwrap();
         let layer = crate::support::tar::entries(&image.layers[1]).unwrap();
         let seen = layer.iter().find(|entry| entry.path == b"seen").unwrap();
-        let text = String::from_utf8_lossy(&seen.data).replace('\n', if script.starts_with("ls /dev") { " " } else { "\n" });
+        let text = String::from_utf8_lossy(seen.data).replace('\n', if script.starts_with("ls /dev") { " " } else { "\n" });
         if text.trim_end() != expected.trim_end() {
             wrong.push(format!("{script}:\n  {text:?}, not\n  {expected:?}"));
         }

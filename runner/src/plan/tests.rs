@@ -376,7 +376,8 @@ capabilities a80425fb, no_new_privs false
         change(&mut spec);
         plan(&spec, &host).unwrap_err().to_string()
     };
-    let rows: [(fn(&mut RunSpec), &str); 3] = [
+    type Change = fn(&mut RunSpec);
+    let rows: [(Change, &str); 3] = [
         (|spec| spec.network = Network::None, "in the mode `chroot` a command can't be kept from the network"),
         (|spec| spec.aside = None, "without mounts a root file system has to be a directory of its own"),
         (
@@ -394,7 +395,8 @@ capabilities a80425fb, no_new_privs false
 fn networks() {
     let gateway = vec![("host".to_owned(), "host-gateway".to_owned())];
     // Network, lines of /etc/hosts, what the host has, then: an own namespace, the resolver, the address of `host`, arguments.
-    let rows: &[(Network, &[(String, String)], bool, &str, &str, &str)] = &[
+    type Row<'a> = (Network, &'a [(String, String)], bool, &'a str, &'a str, &'a str);
+    let rows: &[Row<'_>] = &[
         (Network::Host, &[], false, "nameserver 127.0.0.53\n", "", ""),
         (Network::Host, &gateway, false, "nameserver 127.0.0.53\n", "127.0.0.1\thost\n", ""),
         (Network::None, &gateway, true, "", "127.0.0.1\thost\n", ""),

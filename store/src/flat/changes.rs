@@ -167,12 +167,14 @@ impl Scan {
             true => index.entries.keys().cloned().collect(),
             false => dir.names()?.into_iter().map(Vec::into_boxed_slice).collect(),
         };
-        let entry = |name: &Box<[u8]>| -> Result<Option<(Box<[u8]>, Change)>> {
+        let entry = |name: &[u8]| -> Result<Option<(Box<[u8]>, Change)>> {
             let change = self.entry(dir, name, index.entries.get(name), below, path)?;
-            Ok(change.map(|change| (name.clone(), change)))
+            Ok(change.map(|change| (name.into(), change)))
         };
-        let found: Result<Vec<_>> =
-            if names.len() < 16 { names.iter().map(entry).collect() } else { names.par_iter().map(entry).collect() };
+        let found: Result<Vec<_>> = match names.len() < 16 {
+            true => names.iter().map(|name| entry(name)).collect(),
+            false => names.par_iter().map(|name| entry(name)).collect(),
+        };
         let mut entries: Vec<_> = found?.into_iter().flatten().collect();
         if !untouched {
             let there: BTreeSet<&[u8]> = names.iter().map(|name| &name[..]).collect();

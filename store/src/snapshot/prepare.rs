@@ -30,7 +30,7 @@ pub enum Unpack {
     /// Its tree is there (another thread or process may have made it while this one waited).
     Ready(PathBuf),
     /// It is for the caller to fill [`Prepared::upper`] and to commit. No other process unpacks this layer meanwhile.
-    Needed(Prepared),
+    Needed(Box<Prepared>),
 }
 
 /// A tree that is being made. Dropping it without [`Prepared::commit`] removes it.
@@ -180,7 +180,7 @@ impl Layers<'_> {
             Some(parent) => self.lowers(parent)?,
             None => Vec::new(),
         };
-        Ok(Unpack::Needed(self.begin(lowers, |_| Ok(Target::Base { id: id.clone(), _lock: lock }))?))
+        Ok(Unpack::Needed(Box::new(self.begin(lowers, |_| Ok(Target::Base { id: id.clone(), _lock: lock }))?)))
     }
 
     fn begin(&self, lowers: Vec<PathBuf>, target: impl FnOnce(&DraftDir) -> Result<Target>) -> Result<Prepared> {

@@ -240,10 +240,8 @@ fn seccomp(profile: &Value, strict: bool) -> Value {
         let (with, without) = (&rule["includes"], &rule["excludes"]);
         let [with_caps, with_arches] = [texts(&with["caps"]), texts(&with["arches"])];
         let [without_caps, without_arches] = [texts(&without["caps"]), texts(&without["arches"])];
-        held(&with_caps)
-            && (with_arches.is_empty() || ours(&with_arches))
-            && !(!without_caps.is_empty() && held(&without_caps))
-            && !ours(&without_arches)
+        let excluded = ours(&without_arches) || (!without_caps.is_empty() && held(&without_caps));
+        held(&with_caps) && (with_arches.is_empty() || ours(&with_arches)) && !excluded
     };
     let mut rules: Vec<Value> = profile["syscalls"]
         .as_array()

@@ -87,13 +87,16 @@ const MORE: &[(&str, &str)] = &[
     ),
 ];
 
-/// The tars of all rows, made once with real owners: name, below, above.
-fn layers() -> &'static [(String, Vec<u8>, Vec<u8>)] {
-    static LAYERS: std::sync::OnceLock<Vec<(String, Vec<u8>, Vec<u8>)>> = std::sync::OnceLock::new();
+/// A row's name and the tars of what is below and above.
+type Layer = (String, Vec<u8>, Vec<u8>);
+
+/// The tars of all rows, made once with real owners.
+fn layers() -> &'static [Layer] {
+    static LAYERS: std::sync::OnceLock<Vec<Layer>> = std::sync::OnceLock::new();
     LAYERS.get_or_init(make_layers)
 }
 
-fn make_layers() -> Vec<(String, Vec<u8>, Vec<u8>)> {
+fn make_layers() -> Vec<Layer> {
     let mut layers = Vec::new();
     let changes = CHANGES.iter().map(|(name, base, change, _)| (*name, *base, *change));
     for (name, base, change) in changes.chain(MORE.iter().map(|(name, script)| (*name, "", *script))) {
