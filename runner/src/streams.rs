@@ -10,6 +10,7 @@ use rustix::pipe::PipeFlags;
 use rustix::termios::Winsize;
 
 use crate::spec::Streams;
+use crate::sys;
 use crate::tty::RawMode;
 
 /// What kiln holds of a run's streams, besides the pipes of the supervisor's own output.
@@ -95,7 +96,7 @@ impl Joint {
         if let Some(raw) = &self.raw {
             raw.restore();
         }
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+        sys::stop();
         if let Some(raw) = &self.raw {
             raw.set();
         }

@@ -192,6 +192,13 @@ pub(crate) fn block_ending_signals() -> io::Result<()> {
     .map(drop)
 }
 
+/// Stops this process until it is continued. By way of this very thread, for a signal to the process may find another one first, and
+/// this one would go on for a while.
+pub(crate) fn stop() {
+    // SAFETY: takes no pointer; SIGSTOP has no handler.
+    unsafe { libc::raise(libc::SIGSTOP) };
+}
+
 /// Gives every signal its default action and unblocks all.
 pub(crate) fn reset_signals() {
     // The kernel's `struct sigaction` and signal set: handler SIG_DFL, no flags, no restorer, nothing masked.
