@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use kiln_frontend::graph::NetworkMode;
 use kiln_frontend::{Parsed, Source, parse};
 use support::Fixture;
 
@@ -51,6 +52,7 @@ fn rejected() {
         let mut fixture = Fixture::default();
         for line in fs::read_to_string(folder.join("args")).unwrap_or_default().lines() {
             match line.split_once('=').unwrap() {
+                ("network", "private") => fixture.network = NetworkMode::Private,
                 ("target", value) => fixture.target = Some(value.to_owned()),
                 ("build-arg", value) => {
                     let (name, value) = value.split_once('=').unwrap();

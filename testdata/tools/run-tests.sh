@@ -16,7 +16,10 @@ fi
 # Made before the clock of any test runs: a minute the first time, nothing later.
 python3 testdata/tools/lab.py bases || exit 1
 
-cargo test --workspace --no-fail-fast "$@" 2>&1 | tee "$scratch/log"
+# Tests send SIGHUP, which whatever started this may have had ignored, as nohup does.
+cleared=()
+env --default-signal=HUP true 2> /dev/null && cleared=(env --default-signal=HUP)
+"${cleared[@]}" cargo test --workspace --no-fail-fast "$@" 2>&1 | tee "$scratch/log"
 status=${PIPESTATUS[0]}
 
 count() { grep -E '^test result: ' "$scratch/log" | grep -oE "[0-9]+ $1" | awk '{ sum += $1 } END { print sum + 0 }'; }

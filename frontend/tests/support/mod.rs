@@ -25,6 +25,7 @@ pub struct Fixture {
     pub no_cache_filter: Vec<String>,
     pub contexts: Vec<NamedContext>,
     pub context_epoch: Option<u64>,
+    pub network: NetworkMode,
 }
 
 impl Fixture {
@@ -37,6 +38,7 @@ impl Fixture {
             no_cache_filter: self.no_cache_filter.clone(),
             contexts: self.contexts.clone(),
             context_epoch: self.context_epoch,
+            network: self.network,
             build_platform: amd64.clone(),
             target_platform: amd64,
             ..LowerOptions::default()
