@@ -24,14 +24,12 @@ fn the_same_bytes(test: &str, container: Result<Container<'_>, String>, store: &
 }
 
 #[test]
-#[ignore = "until it has been seen to pass"]
 fn in_a_default_container_of_docker() {
     the_same_bytes("modes::chroot::in_a_default_container_of_docker", Container::docker(&[]), "store");
 }
 
 /// As a pod of Kubernetes has it that knows nothing of kiln.
 #[test]
-#[ignore = "until it has been seen to pass"]
 fn in_a_container_of_runc_with_the_profile_of_docker() {
     the_same_bytes("modes::chroot::in_a_container_of_runc_with_the_profile_of_docker", Container::strict(), "/var/lib/kiln");
 }
