@@ -32,13 +32,15 @@ const TICK: Duration = Duration::from_millis(20);
 /// Most trees that wait for a next step.
 const MOST_WAITING: usize = 4;
 
-/// Waits until the kernel's clock for files moves on (some milliseconds), so that what is made from now on was born later than all
-/// there is. Answers the earliest time of a change that is surely seen by its time.
+/// Waits until the kernel's clock for files is past this moment (some milliseconds), so that what is made from now on was born later
+/// than all there is. Answers the earliest time of a change that is surely seen by its time.
 fn next_tick() -> Timestamp {
-    let now = || rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
-    let before = now();
+    // The exact time: the coarse clock may be behind what files get, which since Linux 6.13 is exact where somebody looked.
+    let this = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let coarse = || rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    let is_past = |now: rustix::time::Timespec| (now.tv_sec, now.tv_nsec) > (this.tv_sec, this.tv_nsec);
     let began = Instant::now();
-    while (now().tv_sec, now().tv_nsec) == (before.tv_sec, before.tv_nsec) && began.elapsed() < TICK {
+    while !is_past(coarse()) && began.elapsed() < 2 * TICK {
         std::thread::sleep(Duration::from_micros(500));
     }
     let now = SystemTime::now() - TICK;
