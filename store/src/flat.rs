@@ -218,11 +218,6 @@ impl Pool {
     }
 }
 
-/// Whether the attributes of two files are the same to an image, times aside.
-fn same_attributes(a: &Meta, b: &Meta) -> bool {
-    (a.kind, a.mode, a.uid, a.gid) == (b.kind, b.mode, b.uid, b.gid)
-}
-
 /// An entry that is gone by now.
 fn vanished(dir: &RootDir, name: &[u8]) -> FsError {
     dir.error("find", name, rustix::io::Errno::NOENT)

@@ -3,6 +3,7 @@
 pub mod compress;
 mod inflate;
 mod pack;
+pub mod same;
 mod unpack;
 pub mod upper;
 pub mod whiteout;

@@ -1,9 +1,7 @@
 //! Hides what becomes of the files that a RUN leaves: copies that are as they were below are dropped, and the rest becomes
 //! 32 bytes that say what is in it, times aside.
 
-use std::fs::File;
-use std::io::{self, Read};
-
+use kiln_store::layer::same::{is_same, same_attributes};
 use kiln_store::layer::whiteout::{self, Listed, WhiteoutStyle};
 use kiln_store::layer::xattr::{is_portable, portable};
 use kiln_store::rootdir::{FsError, Kind, Meta, RootDir, Timestamp};
@@ -112,45 +110,6 @@ impl Settle {
             node(dir, name, &meta, &mut hasher)?;
         }
         Ok(Some(*hasher.finalize().as_bytes()))
-    }
-}
-
-/// Whether the file is the one below in all that an image can hold of it.
-fn is_same(dir: &RootDir, name: &[u8], meta: &Meta, old: &Node) -> Result<bool, ViewError> {
-    let was = old.meta();
-    if !same_attributes(meta, was) || meta.mtime != was.mtime || meta.rdev != was.rdev || meta.size != was.size {
-        return Ok(false);
-    }
-    if meta.kind == Kind::Symlink {
-        return Ok(dir.read_link(name)? == old.read_link()?);
-    }
-    if portable(dir.xattrs(name)?) != old.xattrs()? {
-        return Ok(false);
-    }
-    if meta.kind != Kind::File || meta.size == 0 {
-        return Ok(true);
-    }
-    same_bytes(dir.open_file(name)?, old.open()?).map_err(|cause| dir.error("read", name, cause).into())
-}
-
-fn same_attributes(a: &Meta, b: &Meta) -> bool {
-    (a.kind, a.mode, a.uid, a.gid) == (b.kind, b.mode, b.uid, b.gid)
-}
-
-fn same_bytes(mut a: File, mut b: File) -> io::Result<bool> {
-    let (mut x, mut y) = (vec![0; 128 << 10], vec![0; 128 << 10]);
-    loop {
-        let read = a.read(&mut x)?;
-        if read == 0 {
-            return Ok(b.read(&mut y)? == 0);
-        }
-        match b.read_exact(&mut y[..read]) {
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-            done => done?,
-        }
-        if x[..read] != y[..read] {
-            return Ok(false);
-        }
     }
 }
 

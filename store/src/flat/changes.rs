@@ -10,8 +10,9 @@ use std::sync::{Mutex, PoisonError};
 use kiln_oci::path::ImagePath;
 use rayon::prelude::*;
 
-use super::leaf::{Leaf, is_same};
-use super::{Below, Entry, Index, Seen, is_same_file, same_attributes, vanished};
+use super::leaf::Leaf;
+use super::{Below, Entry, Index, Seen, is_same_file, vanished};
+use crate::layer::same::{is_same, same_attributes};
 use crate::layer::whiteout::{self, WhiteoutStyle};
 use crate::layer::xattr::portable;
 use crate::rootdir::{Attrs, FsError, Kind, Meta, RootDir, Timestamp};

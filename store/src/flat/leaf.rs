@@ -1,7 +1,6 @@
-//! Hides how one file that is no directory is copied, or compared, whatever kind it is.
+//! Hides how one file that is no directory is copied, whatever kind it is.
 
 use std::fs::File;
-use std::io::{self, Read};
 
 use rustix::io::Errno;
 
@@ -69,40 +68,5 @@ impl Leaf {
             }
         }
         Ok(true)
-    }
-}
-
-/// Whether the entry `name` of `dir` is the file `old` in all that an image can hold of it.
-pub(super) fn is_same(dir: &RootDir, name: &[u8], meta: &Meta, old: &Node) -> Result<bool, ViewError> {
-    let was = old.meta();
-    if !super::same_attributes(meta, was) || meta.mtime != was.mtime || meta.rdev != was.rdev || meta.size != was.size {
-        return Ok(false);
-    }
-    if meta.kind == Kind::Symlink {
-        return Ok(dir.read_link(name)? == old.read_link()?);
-    }
-    if portable(dir.xattrs(name)?) != old.xattrs()? {
-        return Ok(false);
-    }
-    if meta.kind != Kind::File || meta.size == 0 {
-        return Ok(true);
-    }
-    same_bytes(dir.open_file(name)?, old.open()?).map_err(|cause| dir.error("read", name, cause).into())
-}
-
-fn same_bytes(mut a: File, mut b: File) -> io::Result<bool> {
-    let (mut x, mut y) = (vec![0; 128 << 10], vec![0; 128 << 10]);
-    loop {
-        let read = a.read(&mut x)?;
-        if read == 0 {
-            return Ok(b.read(&mut y)? == 0);
-        }
-        match b.read_exact(&mut y[..read]) {
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-            done => done?,
-        }
-        if x[..read] != y[..read] {
-            return Ok(false);
-        }
     }
 }
