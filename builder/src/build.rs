@@ -13,7 +13,6 @@ use kiln_oci::digest::Digest;
 use kiln_oci::manifest::Raw;
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
-use kiln_store::layer::compress::Compression;
 use kiln_store::{ImageRecord, LayerRecord};
 
 use crate::bases::{Missing, ResolvedBases};
@@ -22,6 +21,7 @@ use crate::context::{self, Context, ContextError};
 use crate::engine::Engine;
 use crate::error::{Error, StepError};
 use crate::event::Task;
+use crate::export::form::Form;
 use crate::export::layout::{self, Layouts};
 use crate::export::pack;
 use crate::export::verify::verify_layers;
@@ -373,7 +373,7 @@ fn export(
         let diff_ids = if wants_blobs {
             layers
                 .iter()
-                .map(|layer| Ok(pack::packed(engine, layer, Compression::Gzip, task)?.1))
+                .map(|layer| Ok(pack::packed(engine, layer, &Form::DEFAULT, false, task)?.diff_id))
                 .collect::<Result<Vec<_>, Error>>()
         } else {
             pack::diff_ids(engine, &layers)
@@ -405,7 +405,7 @@ fn export(
     };
     let mut manifest = None;
     if wants_blobs {
-        let packed = transfer::packed_image(engine, &mut record, &request.annotations, Compression::Gzip, task)?;
+        let packed = transfer::packed_image(engine, &mut record, &request.annotations, &Form::DEFAULT, task)?;
         manifest = Some(packed.descriptor.clone());
         for output in &request.outputs {
             write_output(engine, request, output, &packed, task)?;

@@ -13,13 +13,13 @@ use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
 use kiln_registry_client::{ManifestName, Pushed, Repository};
 use kiln_store::ImageRecord;
-use kiln_store::layer::compress::Compression;
 use kiln_store::{BaseLayer, LayerKind, LayerRecord};
 
 use crate::bases::{self, MAX_DOCUMENT};
 use crate::engine::Engine;
 use crate::error::{Error, ImageError};
 use crate::event::Task;
+use crate::export::form::Form;
 use crate::export::pack;
 use crate::ops::source::fetch_layer;
 use crate::request::Annotations;
@@ -97,7 +97,7 @@ pub(crate) fn push_in(engine: &Engine, reference: &Reference, task: &Task) -> Re
         return Err(Error::Image(ImageError::NotFound { name: reference.familiar() }));
     };
     let repository = Repository::from(reference);
-    let packed = packed_image(engine, &mut record, &Annotations::default(), Compression::Gzip, task)?;
+    let packed = packed_image(engine, &mut record, &Annotations::default(), &Form::DEFAULT, task)?;
     task.status("pushing layers", 0, None);
     side_by_side(&packed.layers, |(layer, blob)| {
         engine.check()?;
@@ -141,7 +141,7 @@ pub(crate) fn packed_image(
     engine: &Engine,
     record: &mut ImageRecord,
     annotations: &Annotations,
-    compression: Compression,
+    form: &Form,
     task: &Task,
 ) -> Result<PackedImage, Error> {
     let config = bases::read_config(engine, &record.config)?;
@@ -155,7 +155,7 @@ pub(crate) fn packed_image(
         && let Ok(manifest) = Raw::<Manifest>::parse(engine.store.blobs().read(&descriptor.digest, MAX_DOCUMENT)?)
         && annotations.is_empty()
     {
-        if manifest.value().layers.len() == layers.len() && fits(engine, &manifest, &layers, compression) {
+        if manifest.value().layers.len() == layers.len() && fits(engine, &manifest, &layers, form) {
             let descriptor = descriptor.clone();
             let layers = layers.into_iter().zip(manifest.value().layers.clone()).collect();
             return Ok(PackedImage { config, manifest, descriptor, layers });
@@ -166,7 +166,7 @@ pub(crate) fn packed_image(
     task.status("exporting layers", 0, None);
     let mut blobs = Vec::with_capacity(layers.len());
     for layer in &layers {
-        blobs.push(pack::packed(engine, layer, compression, task)?.0);
+        blobs.push(pack::packed(engine, layer, form, false, task)?.descriptor);
     }
     task.status_done("exporting layers", 0, None);
     let manifest = pack::manifest(&config, &blobs, annotations.manifest)?;
@@ -182,11 +182,11 @@ pub(crate) fn packed_image(
 }
 
 /// Whether the manifest's blobs can be had: those of built layers are in the store in this compression.
-fn fits(engine: &Engine, manifest: &Raw<Manifest>, layers: &[LayerRecord], compression: Compression) -> bool {
+fn fits(engine: &Engine, manifest: &Raw<Manifest>, layers: &[LayerRecord], form: &Form) -> bool {
     layers.iter().zip(&manifest.value().layers).all(|(layer, blob)| match &layer.kind {
         LayerKind::Base(BaseLayer { blob: own, .. }) => own.digest == blob.digest,
         LayerKind::Built => {
-            layer.blobs.iter().any(|b| b.descriptor.digest == blob.digest && b.compression == pack::label(compression))
+            layer.blobs.iter().any(|b| b.descriptor.digest == blob.digest && b.compression == form.label())
                 && engine.store.blobs().has_sized(&blob.digest, blob.size)
         }
     })

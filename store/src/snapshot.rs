@@ -104,6 +104,9 @@ pub struct PackedBlob {
     pub descriptor: Descriptor,
     /// How it was compressed, format and level (`gzip:6`), compared as text.
     pub compression: String,
+    /// The digest of the tar in it, where that is another than the layer's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diff_id: Option<DiffId>,
 }
 
 /// All that the store knows of a layer.

@@ -9,12 +9,12 @@ use kiln_oci::descriptor::Descriptor;
 use kiln_oci::manifest::Index;
 use kiln_oci::media_type;
 use kiln_oci::reference::Reference;
-use kiln_store::layer::compress::Compression;
 use kiln_store::tar::{Entry, Writer};
 
 use crate::engine::Engine;
 use crate::error::{Error, ImageError};
 use crate::event::Task;
+use crate::export::form::Form;
 use crate::ops::source::fetch_layer;
 use crate::request::{Annotations, ArchiveFormat};
 use crate::transfer::{PackedImage, packed_image};
@@ -41,7 +41,7 @@ fn save_in(engine: &Engine, names: &[Reference], format: ArchiveFormat, dest: Op
         let Some(mut record) = engine.store.images().get(name)? else {
             return Err(Error::Image(ImageError::NotFound { name: name.familiar() }));
         };
-        images.push(packed_image(engine, &mut record, &Annotations::default(), Compression::Gzip, task)?);
+        images.push(packed_image(engine, &mut record, &Annotations::default(), &Form::DEFAULT, task)?);
     }
     let members: Vec<Member<'_>> =
         names.iter().zip(&images).map(|(name, image)| Member { names: vec![name.clone()], image }).collect();

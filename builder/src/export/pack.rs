@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use crate::engine::Engine;
 use crate::error::{Error, ImageError};
 use crate::event::Task;
+use crate::export::form::Form;
 
 /// The digests of the layers' tars. A layer of a base image knows its own; one that was built here is packed into nothing but a
 /// hasher, the first time somebody asks.
@@ -35,47 +36,49 @@ fn diff_id(engine: &Engine, layer: &LayerRecord) -> Result<DiffId, Error> {
     Ok(made.diff_id)
 }
 
-/// The blob of a layer in this compression, and the digest of its tar, made in one pass when it isn't there.
+/// A layer's bytes in one form.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PackedLayer {
+    /// The blob, with the annotations that its form asks for.
+    pub descriptor: Descriptor,
+    /// The digest of the tar in it, which is what the configuration of an image with this blob has to say. A table of contents or
+    /// other times make it another than [`LayerRecord::diff_id`].
+    pub diff_id: DiffId,
+}
+
+/// The blob of a layer in this form, made at most once.
 ///
-/// A layer that came with an image keeps its own blob whatever its compression: it was never ours to change.
-pub fn packed(
-    engine: &Engine,
-    layer: &LayerRecord,
-    compression: Compression,
-    task: &Task,
-) -> Result<(Descriptor, DiffId), Error> {
+/// A layer that came with an image keeps its own blob whatever the form, unless `force` is set: then its blob is packed anew.
+/// The blob of such a layer may still be in its registry.
+pub fn packed(engine: &Engine, layer: &LayerRecord, form: &Form, force: bool, task: &Task) -> Result<PackedLayer, Error> {
     if let LayerKind::Base(BaseLayer { blob, diff_id, .. }) = &layer.kind {
-        return Ok((blob.clone(), *diff_id));
+        let _ = force;
+        return Ok(PackedLayer { descriptor: blob.clone(), diff_id: *diff_id });
     }
-    let blobs = engine.store.blobs();
-    if let (Some(diff_id), Some(found)) = (layer.diff_id, layer.blobs.iter().find(|b| b.compression == label(compression)))
-        && blobs.has_sized(&found.descriptor.digest, found.descriptor.size)
-    {
-        return Ok((found.descriptor.clone(), diff_id));
+    if let Some(found) = remembered(engine, layer, form) {
+        return Ok(found);
     }
     engine.check()?;
     let name = format!("exporting layer {}", layer.id);
     task.status(&name, 0, None);
-    let mut writer = blobs.writer()?;
+    let mut writer = engine.store.blobs().writer()?;
     let diff = open_diff(engine, layer)?;
-    let made = pack_compressed(&diff, &mut writer, compression, EncodeOptions::default(), &engine.store.packing())?;
+    let encode = EncodeOptions { level: Some(form.level), ..EncodeOptions::default() };
+    let made = pack_compressed(&diff, &mut writer, form.codec(), encode, &engine.store.packing())?;
     let (digest, size) = writer.commit(None)?;
-    let descriptor = Descriptor::new(compression.media_type().unwrap_or(media_type::OCI_LAYER), digest, size);
-    let blob = PackedBlob { descriptor: descriptor.clone(), compression: label(compression).to_owned() };
+    let descriptor = Descriptor::new(form.kind.media_type(), digest, size);
+    let blob = PackedBlob { descriptor: descriptor.clone(), compression: form.label(), diff_id: None };
     engine.store.layers().set_packed(&layer.id, made.diff_id, made.stats.tar_size, Some(blob))?;
     task.status_done(&format!("exporting layer {digest}"), size, Some(size));
-    Ok((descriptor, made.diff_id))
+    Ok(PackedLayer { descriptor, diff_id: made.diff_id })
 }
 
-/// How the store calls a packed form.
-pub(crate) fn label(compression: Compression) -> &'static str {
-    match compression {
-        Compression::None => "none",
-        Compression::Gzip => "gzip:6",
-        Compression::Zstd => "zstd:3",
-        Compression::Bzip2 => "bzip2",
-        Compression::Xz => "xz",
-    }
+/// A form that was made before and is still there.
+fn remembered(engine: &Engine, layer: &LayerRecord, form: &Form) -> Option<PackedLayer> {
+    let label = form.label();
+    let found = layer.blobs.iter().find(|blob| blob.compression == label)?;
+    let there = engine.store.blobs().has_sized(&found.descriptor.digest, found.descriptor.size);
+    there.then_some(PackedLayer { descriptor: found.descriptor.clone(), diff_id: found.diff_id.or(layer.diff_id)? })
 }
 
 fn open_diff(engine: &Engine, layer: &LayerRecord) -> Result<RootDir, Error> {

@@ -165,7 +165,7 @@ fn blobs_live_as_long_as_what_names_them() {
         ["record", "image", "manifest", "layer", "base", "none"].map(|text| blobs.put_bytes(text.as_bytes()).unwrap());
     let layer = built(store, None, "x");
     let descriptor = |text: &str| kiln_oci::descriptor::Descriptor::of("x", text.as_bytes());
-    let packed = crate::PackedBlob { descriptor: descriptor("layer"), compression: "gzip:6".into() };
+    let packed = crate::PackedBlob { descriptor: descriptor("layer"), compression: "gzip:6".into(), diff_id: None };
     let diff_id = kiln_oci::digest::DiffId::new(by_none);
     store.layers().set_packed(&layer, diff_id, 1, Some(packed)).unwrap();
     let base = add_bases(store, &["base"]);

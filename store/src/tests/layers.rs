@@ -124,6 +124,7 @@ fn packed_forms_are_remembered() {
     let packed = |bytes: &[u8], compression: &str| PackedBlob {
         descriptor: Descriptor::of(kiln_oci::media_type::OCI_LAYER_GZIP, bytes),
         compression: compression.into(),
+        diff_id: None,
     };
     let layers = fixture.store.layers();
     layers.set_packed(&id, diff_id, 1024, None).unwrap();
