@@ -9,6 +9,7 @@ use kiln_store::{LayerId, Ownership, Prepared, Store, TreeForm, Trees};
 
 use crate::error::Error;
 use crate::event::Events;
+use crate::remote_cache::backend::Places;
 
 /// The store, the registries, the sandbox's host, and how to speak to whoever watches. Cheap to make: no network, no probe.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct Engine {
     pub cancel: Cancel,
     /// How signals reach a command that holds the terminal.
     pub remote: Remote,
+    /// Places besides registries that layers may be fetched from.
+    pub places: Places,
     entered: Entered,
     ground: Ground,
     host: OnceLock<Host>,
@@ -38,7 +41,7 @@ impl Engine {
         (cancel, remote): (Cancel, Remote),
     ) -> Self {
         let (entered, ground) = sandbox;
-        Self { store, registry, events, cancel, remote, entered, ground, host: OnceLock::new() }
+        Self { store, registry, events, cancel, remote, places: Places::default(), entered, ground, host: OnceLock::new() }
     }
 
     /// In which mode commands are run.

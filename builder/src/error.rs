@@ -17,6 +17,7 @@ use crate::context::ContextError;
 use crate::ops::file::FileError;
 use crate::ops::git::GitError;
 use crate::ops::http::HttpError;
+use crate::remote_cache::backend::BackendError;
 
 /// What sort of failure it is; the command turns it into an exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +98,9 @@ pub enum Error {
     /// What a name stands for is not an image that can be used.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The place of a shared cache can't be used.
+    #[error(transparent)]
+    CachePlace(#[from] BackendError),
     /// The store can't be used.
     #[error(transparent)]
     Store(#[from] kiln_store::Error),
@@ -303,7 +307,7 @@ impl Error {
             Error::Step { cause, .. } | Error::Unplaced(cause) => cause.kind(),
             // It is not a registry's fault that the store has no such image.
             Error::Image(ImageError::NotFound { .. }) => Kind::Build,
-            Error::Registry(_) | Error::Image(_) => Kind::Registry,
+            Error::Registry(_) | Error::Image(_) | Error::CachePlace(_) => Kind::Registry,
             Error::Store(_) => Kind::Store,
             Error::Interrupted => Kind::Interrupted,
             Error::System { .. } | Error::Host(_) => Kind::Host,

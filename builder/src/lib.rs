@@ -17,6 +17,7 @@ pub mod grant;
 pub mod image;
 pub mod launch;
 pub mod ops;
+pub mod remote_cache;
 pub mod request;
 pub mod schedule;
 pub mod solve;

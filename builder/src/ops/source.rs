@@ -13,6 +13,7 @@ use crate::bases::fetch_blob;
 use crate::engine::Engine;
 use crate::error::{Error, ImageError, StepError};
 use crate::event::Task;
+use crate::remote_cache::backend::Backend;
 
 /// How many blobs of one image come at once, as Docker and BuildKit do it.
 const DOWNLOADS: usize = 4;
@@ -65,7 +66,7 @@ pub fn materialise(engine: &Engine, top: Option<&LayerId>, task: &Task) -> Resul
     Ok(engine.store.layers().chain(top)?)
 }
 
-/// Fetches the blob of a base layer from one of the repositories that are known to have it.
+/// Fetches the blob of a base layer from one of the repositories, or places of shared caches, that are known to have it.
 pub(crate) fn fetch_layer(engine: &Engine, layer: &LayerRecord, task: &Task) -> Result<(), Error> {
     let LayerKind::Base(BaseLayer { blob, sources, .. }) = &layer.kind else { return Ok(()) };
     if engine.store.blobs().has_sized(&blob.digest, blob.size) {
@@ -75,8 +76,15 @@ pub(crate) fn fetch_layer(engine: &Engine, layer: &LayerRecord, task: &Task) -> 
     task.status(&name, 0, Some(blob.size));
     let mut last = None;
     for source in sources.iter().rev() {
-        let Ok(reference) = Reference::parse(source) else { continue };
-        match fetch_blob(engine, &Repository::from(&reference), blob, &|done| task.status(&name, done, Some(blob.size))) {
+        let progress = |done| task.status(&name, done, Some(blob.size));
+        let fetched = if let Some(place) = engine.places.get(source) {
+            fetch_from(engine, &*place, blob, &progress)
+        } else if let Ok(reference) = Reference::parse(source) {
+            fetch_blob(engine, &Repository::from(&reference), blob, &progress)
+        } else {
+            continue;
+        };
+        match fetched {
             Ok(()) => {
                 task.status_done(&name, blob.size, Some(blob.size));
                 return Ok(());
@@ -85,6 +93,14 @@ pub(crate) fn fetch_layer(engine: &Engine, layer: &LayerRecord, task: &Task) -> 
         }
     }
     Err(last.unwrap_or_else(|| Error::Image(ImageError::LayerLost { digest: blob.digest.to_string() })))
+}
+
+/// Fetches a blob from the place of a shared cache into the store, which proves its digest.
+fn fetch_from(engine: &Engine, place: &dyn Backend, blob: &Descriptor, progress: &dyn Fn(u64)) -> Result<(), Error> {
+    let mut writer = engine.store.blobs().writer()?.limited(blob.size);
+    place.fetch_layer(blob, &mut writer, progress)?;
+    writer.commit(Some((blob.digest, blob.size)))?;
+    Ok(())
 }
 
 /// Unpacks one layer whose parents are unpacked. Another process, or another stage of this build, may want the same layer: one

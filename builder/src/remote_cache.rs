@@ -1,0 +1,3 @@
+//! Hides how builds on different machines share what they did (`--cache-to`, `--cache-from`).
+
+pub mod backend;
