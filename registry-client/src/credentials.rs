@@ -1,4 +1,5 @@
-//! Hides where credentials are kept: Docker's `config.json`, podman's `auth.json`, and the credential helpers that they name.
+//! Hides where credentials are kept: Docker's `config.json`, podman's `auth.json`, and the credential helpers that they and
+//! `registries.conf` name.
 
 mod docker_config;
 mod helper;
@@ -100,9 +101,10 @@ impl CredentialError {
     /// What the person could do, when that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::HelperMissing { program, path, .. } => {
-                Some(format!("install `{program}`, or remove it from `credsStore`/`credHelpers` in {}", path.display()))
-            }
+            Self::HelperMissing { program, path, .. } => Some(format!(
+                "install `{program}`, or remove it from `credsStore`, `credHelpers` or `credential-helpers` in {}",
+                path.display()
+            )),
             _ => None,
         }
     }
@@ -125,6 +127,19 @@ pub enum Kept {
 pub struct CredentialStore {
     /// The first is the one that logins are kept in.
     files: Arc<[PathBuf]>,
+    helpers: Arc<GlobalHelpers>,
+}
+
+/// The helpers that `credential-helpers` of a `registries.conf` names: they are asked about every registry, by its plain name
+/// (containers-registries.conf(5)).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GlobalHelpers {
+    /// Those that are asked before the files (`containers-auth.json` in the list) are looked at.
+    pub before: Vec<String>,
+    /// Those that are asked when the files have nothing.
+    pub after: Vec<String>,
+    /// The settings file that names them, for errors.
+    pub named_by: PathBuf,
 }
 
 impl CredentialStore {
@@ -140,7 +155,13 @@ impl CredentialStore {
 
     /// The credentials of these files, Docker's or podman's. Missing ones are empty; logins are kept in the first.
     pub fn from_files(files: impl IntoIterator<Item = PathBuf>) -> Self {
-        Self { files: files.into_iter().collect() }
+        Self { files: files.into_iter().collect(), helpers: Arc::default() }
+    }
+
+    /// The same, with helpers that are asked about every registry. Logins aren't kept with them.
+    #[must_use]
+    pub fn with_helpers(self, helpers: GlobalHelpers) -> Self {
+        Self { helpers: Arc::new(helpers), ..self }
     }
 
     /// The file that logins are kept in.
@@ -161,6 +182,9 @@ impl CredentialStore {
     /// # Errors
     /// As [`lookup`](Self::lookup).
     pub fn find(&self, registry: &str) -> Result<Option<(Credentials, &Path)>, CredentialError> {
+        if let Some(found) = self.ask(&self.helpers.before, registry)? {
+            return Ok(Some(found));
+        }
         for path in self.files.iter() {
             let config = DockerConfig::read(path)?;
             if let Some(name) = config.helper(registry)
@@ -170,6 +194,16 @@ impl CredentialStore {
             }
             if let Some(found) = config.inline(registry)? {
                 return Ok(Some((found, path)));
+            }
+        }
+        self.ask(&self.helpers.after, registry)
+    }
+
+    /// The first answer of these helpers.
+    fn ask(&self, helpers: &[String], registry: &str) -> Result<Option<(Credentials, &Path)>, CredentialError> {
+        for name in helpers {
+            if let Some(found) = Helper::new(name, &self.helpers.named_by).get(registry)? {
+                return Ok(Some((found, &self.helpers.named_by)));
             }
         }
         Ok(None)

@@ -30,7 +30,7 @@ mod transport;
 mod upload;
 
 pub use client::{Client, ManifestName, Pushed};
-pub use credentials::{CredentialError, CredentialStore, Credentials, Kept};
+pub use credentials::{CredentialError, CredentialStore, Credentials, GlobalHelpers, Kept};
 pub use error::{Error, ErrorKind};
 pub use options::{Mirror, Options, RegistryOptions, RetryPolicy, Rule, Serves, Warning, Warnings};
 pub use proxy::Proxies;

@@ -2,7 +2,7 @@
 """The servers and base images that kiln's tests, demo and benchmark run against: all real, all on loopback.
 
 usage: lab.py bases [NAME]...                  make the base images (OCI layouts) in the cache folder; print where
-       lab.py registry DIR [--seed NAME]... [--auth USER:PASSWORD] [--tls]
+       lab.py registry DIR [--seed NAME]... [--auth USER:PASSWORD [--token]] [--tls]
        lab.py dockerd DIR --mirror URL [--mirror URL]...
        lab.py newest DIR --mirror URL          Debian sid's dockerd, for a BuildKit that is newer than that of Debian stable
        lab.py files DIR [--auth HEADER]        a file server for ADD of URLs
@@ -15,8 +15,8 @@ the test, script or person that started it, whatever kills that one. A registry 
 
 The cache folder is $KILN_TEST_CACHE, else $XDG_CACHE_HOME/kiln-test, else ~/.cache/kiln-test. Removing it is safe.
 """
-import argparse, fcntl, functools, gzip, hashlib, http.server, io, json, os, random, shutil, signal, socket, stat, subprocess, sys
-import tarfile, tempfile, threading, time, urllib.request
+import argparse, base64, fcntl, functools, gzip, hashlib, http.server, io, json, os, random, shutil, signal, socket, stat, subprocess, sys
+import tarfile, tempfile, threading, time, urllib.parse, urllib.request
 
 # Every file of a base image carries this time, so that the same packages give the same bytes.
 EPOCH = 1_700_000_000
@@ -281,14 +281,63 @@ def start(argv, log, **more):
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=to, stderr=to, start_new_session=True, **more)
 
 
-def start_registry(folder, seeds=(), auth=None, tls=False):
+class Tokens(http.server.BaseHTTPRequestHandler):
+    """A token service (distribution, spec/auth): signed tokens for one user, whose rights are all that is asked for."""
+    folder = user = None
+
+    def do_GET(self):
+        query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+        given = self.headers.get("Authorization")
+        if given and given != "Basic " + base64.b64encode(self.user.encode()).decode():
+            self.send_error(401)
+            return
+        access = []
+        for scope in " ".join(query.get("scope", [])).split():
+            kind, name, actions = scope.split(":")
+            access.append({"type": kind, "name": name, "actions": actions.split(",") if given else []})
+        now = int(time.time())
+        claims = {"iss": "kiln tests", "sub": "", "aud": "registry", "iat": now - 60, "nbf": now - 60, "exp": now + 60, "jti": "1", "access": access}
+        with open(os.path.join(self.folder, "token.crt")) as f:
+            certificate = "".join(line.strip() for line in f if not line.startswith("--"))
+        parts = [json.dumps(part).encode() for part in ({"typ": "JWT", "alg": "RS256", "x5c": [certificate]}, claims)]
+        text = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
+        sign = ["openssl", "dgst", "-sha256", "-sign", os.path.join(self.folder, "token.key")]
+        signature = subprocess.run(sign, input=text, stdout=subprocess.PIPE, check=True).stdout
+        answer = json.dumps({"token": (text + b"." + base64.urlsafe_b64encode(signature).rstrip(b"=")).decode()}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def do_POST(self):
+        self.send_error(405)
+
+    def log_message(self, *_):
+        pass
+
+
+def start_tokens(folder, user):
+    """What a registry's configuration says of a token service, which ends with this process."""
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=tokens", "-keyout", "token.key", "-out", "token.crt"]
+    subprocess.run(make, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    handler = type("Handler", (Tokens,), {"folder": folder, "user": user})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    realm = f"http://127.0.0.1:{server.server_address[1]}/token"
+    return {"token": {"realm": realm, "service": "registry", "issuer": "kiln tests", "rootcertbundle": os.path.join(folder, "token.crt")}}
+
+
+def start_registry(folder, seeds=(), auth=None, tls=False, token=False):
     """Debian's docker-registry with its storage, its log and its certificates in `folder`."""
     os.makedirs(folder, exist_ok=True)
     port, log = free_port(), os.path.join(folder, "log")
     config = {"version": 0.1, "log": {"level": "info", "accesslog": {"disabled": False}},
               "storage": {"filesystem": {"rootdirectory": os.path.join(folder, "storage")}, "delete": {"enabled": True}},
               "http": {"addr": f"127.0.0.1:{port}", "secret": "of no use to anybody"}}
-    if auth:
+    if auth and token:
+        config["auth"] = start_tokens(folder, auth)
+    elif auth:
         user, password = auth.split(":", 1)
         line = subprocess.check_output(["htpasswd", "-nbB", user, password], text=True).strip()
         with open(os.path.join(folder, "htpasswd"), "w") as f:
@@ -495,6 +544,7 @@ def main():
     verb.add_argument("dir")
     verb.add_argument("--seed", action="append", default=[])
     verb.add_argument("--auth")
+    verb.add_argument("--token", action="store_true")
     verb.add_argument("--tls", action="store_true")
     verb = verbs.add_parser("dockerd")
     verb.add_argument("dir")
@@ -519,7 +569,7 @@ def main():
             print(name, *base(name))
         return
     if o.verb == "registry":
-        server, facts = start_registry(os.path.abspath(o.dir), o.seed, o.auth, o.tls)
+        server, facts = start_registry(os.path.abspath(o.dir), o.seed, o.auth, o.tls, o.token)
     elif o.verb == "dockerd":
         server, facts = start_dockerd(os.path.abspath(o.dir), o.mirror)
     elif o.verb == "newest":

@@ -1,13 +1,13 @@
 //! Hides containers' `registries.conf` (versions 1 and 2), the settings of registries that podman, buildah and skopeo share.
 //!
 //! Names without a registry mean Docker Hub here, as they do for docker: `unqualified-search-registries`, short names and
-//! `[aliases]` are left out, or a Dockerfile would mean another image on another machine. So is `credential-helpers`.
+//! `[aliases]` are left out, or a Dockerfile would mean another image on another machine.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kiln_registry_client::{Mirror, Rule, Serves};
+use kiln_registry_client::{GlobalHelpers, Mirror, Rule, Serves};
 use serde::Deserialize;
 
 use super::settings::{SettingsError, parse};
@@ -27,6 +27,8 @@ pub(crate) struct Places {
 struct File {
     registry: Vec<Table>,
     registries: VersionOne,
+    #[serde(rename = "credential-helpers")]
+    credential_helpers: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -70,9 +72,27 @@ struct List {
     registries: Vec<String>,
 }
 
-/// Reads the files. A table for a prefix replaces one for the same prefix in an earlier file.
-pub(crate) fn rules(places: &Places) -> Result<Vec<Rule>, SettingsError> {
-    let mut all = BTreeMap::new();
+/// What all files together say.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Settings {
+    /// How registries are reached.
+    pub(crate) rules: Vec<Rule>,
+    /// Who has credentials besides the files.
+    pub(crate) helpers: GlobalHelpers,
+}
+
+#[derive(Default)]
+struct Merged {
+    rules: BTreeMap<String, Rule>,
+    helpers: GlobalHelpers,
+}
+
+/// The entry of `credential-helpers` that stands for the files.
+const FILES: &str = "containers-auth.json";
+
+/// Reads the files. A table for a prefix replaces one for the same prefix in an earlier file, and so does a list of helpers.
+pub(crate) fn read_all(places: &Places) -> Result<Settings, SettingsError> {
+    let mut all = Merged::default();
     for (path, required) in &places.files {
         if read(path, *required, &mut all)? {
             break;
@@ -90,11 +110,11 @@ pub(crate) fn rules(places: &Places) -> Result<Vec<Rule>, SettingsError> {
             read(&path, false, &mut all)?;
         }
     }
-    Ok(all.into_values().collect())
+    Ok(Settings { rules: all.rules.into_values().collect(), helpers: all.helpers })
 }
 
 /// Adds a file's tables; `false` when it isn't there.
-fn read(path: &Path, required: bool, all: &mut BTreeMap<String, Rule>) -> Result<bool, SettingsError> {
+fn read(path: &Path, required: bool, all: &mut Merged) -> Result<bool, SettingsError> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound && !required => return Ok(false),
@@ -104,16 +124,31 @@ fn read(path: &Path, required: bool, all: &mut BTreeMap<String, Rule>) -> Result
     let invalid = |message: String| SettingsError::Invalid { path: path.to_owned(), message };
     for table in file.registry {
         let rule = rule(table).map_err(invalid)?;
-        all.insert(rule.prefix.clone(), rule);
+        all.rules.insert(rule.prefix.clone(), rule);
     }
     let VersionOne { insecure, block } = file.registries;
     for (list, blocked) in [(insecure, false), (block, true)] {
         for prefix in list.registries {
-            let rule = all.entry(prefix.clone()).or_insert(Rule { prefix, ..Rule::default() });
+            let rule = all.rules.entry(prefix.clone()).or_insert(Rule { prefix, ..Rule::default() });
             if blocked { rule.blocked = true } else { rule.insecure = true }
         }
     }
+    if let Some(names) = file.credential_helpers {
+        all.helpers = helpers(&names, path).map_err(invalid)?;
+    }
     Ok(true)
+}
+
+/// A list without the files' own entry leaves the files to be asked last: kiln's logins are in them.
+fn helpers(names: &[String], path: &Path) -> Result<GlobalHelpers, String> {
+    if let Some(name) = names.iter().find(|name| name.is_empty() || name.contains('/')) {
+        return Err(format!("`{name}` in `credential-helpers` is no name of a helper"));
+    }
+    let (before, after) = match names.iter().position(|name| name == FILES) {
+        Some(at) => (&names[..at], &names[at + 1..]),
+        None => (names, &[][..]),
+    };
+    Ok(GlobalHelpers { before: before.to_vec(), after: after.to_vec(), named_by: path.to_owned() })
 }
 
 fn rule(table: Table) -> Result<Rule, String> {
@@ -156,7 +191,11 @@ fn named(text: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    fn read_all(texts: &[&str], more: &[(&str, &str)]) -> Result<Vec<Rule>, String> {
+    fn read_rules(texts: &[&str], more: &[(&str, &str)]) -> Result<Vec<Rule>, String> {
+        Ok(read_texts(texts, more)?.rules)
+    }
+
+    fn read_texts(texts: &[&str], more: &[(&str, &str)]) -> Result<Settings, String> {
         let folder = tempfile::tempdir().unwrap();
         let own = folder.path().join("registries.conf.d");
         std::fs::create_dir(&own).unwrap();
@@ -169,7 +208,7 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             places.files.extend([(folder.path().join("none"), false), (path, true)]);
         }
-        rules(&places).map_err(|error| error.to_string().replace(&format!("{}/", folder.path().display()), ""))
+        read_all(&places).map_err(|error| error.to_string().replace(&format!("{}/", folder.path().display()), ""))
     }
 
     #[test]
@@ -177,7 +216,6 @@ mod tests {
         let text = r#"
             unqualified-search-registries = ["example.com", "docker.io"]
             short-name-mode = "enforcing"
-            credential-helpers = ["x"]
             [aliases]
             "debian" = "quay.io/debian"
             [[registry]]
@@ -218,26 +256,52 @@ mod tests {
                 ..Rule::default()
             },
         ];
-        assert_eq!(read_all(&[text, "[[registry]]\nlocation='other'\n"], &[]).unwrap(), first);
+        assert_eq!(read_rules(&[text, "[[registry]]\nlocation='other'\n"], &[]).unwrap(), first);
         // Files in the folder are read by name; each replaces whole tables.
         let more = [
             ("20.conf", "[[registry]]\nlocation = 'quay.io'\n"),
             ("10.conf", "[[registry]]\nlocation = 'quay.io'\ninsecure = true\n[[registry]]\nlocation = 'n.io'\n"),
             ("30.txt", "nonsense"),
         ];
-        let merged = read_all(&[text], &more).unwrap();
+        let merged = read_rules(&[text], &more).unwrap();
         assert_eq!(merged.len(), 4);
         let quay = merged.iter().find(|rule| rule.prefix == "quay.io").unwrap();
         assert_eq!((quay.insecure, quay.blocked, quay.mirrors.len()), (false, false, 0));
         let old = "[registries.search]\nregistries = ['a']\n[registries.insecure]\nregistries = ['b', 'c']\n[registries.block]\nregistries = ['c']\n";
-        let old: Vec<_> = read_all(&[old], &[]).unwrap().into_iter().map(|r| (r.prefix, r.insecure, r.blocked)).collect();
+        let old: Vec<_> = read_rules(&[old], &[]).unwrap().into_iter().map(|r| (r.prefix, r.insecure, r.blocked)).collect();
         assert_eq!(old, [("b".to_owned(), true, false), ("c".to_owned(), true, true)]);
-        assert_eq!(read_all(&[], &[]).unwrap(), []);
+        assert_eq!(read_rules(&[], &[]).unwrap(), []);
+    }
+
+    /// The list of the last file counts.
+    #[test]
+    fn helpers_before_and_after_the_files() {
+        let list = |names: &str| format!("credential-helpers = [{names}]\n");
+        for (first, folder, before, after) in [
+            ("'a', 'containers-auth.json', 'b', 'c'", None, vec!["a"], vec!["b", "c"]),
+            ("'containers-auth.json'", None, vec![], vec![]),
+            ("'a', 'b'", None, vec!["a", "b"], vec![]),
+            ("'a'", Some("'containers-auth.json', 'z'"), vec![], vec!["z"]),
+            ("'a'", Some(""), vec![], vec![]),
+        ] {
+            let folder = folder.map(list);
+            let more: Vec<(&str, &str)> = folder.iter().map(|text| ("9.conf", text.as_str())).collect();
+            let helpers = read_texts(&[&list(first)], &more).unwrap().helpers;
+            let (is_before, is_after): (Vec<&str>, Vec<&str>) =
+                (helpers.before.iter().map(String::as_str).collect(), helpers.after.iter().map(String::as_str).collect());
+            assert_eq!(
+                (is_before, is_after),
+                (before.iter().copied().collect(), after.iter().copied().collect()),
+                "{first} {folder:?}"
+            );
+        }
+        assert_eq!(read_texts(&[""], &[]).unwrap(), Settings::default());
     }
 
     #[test]
     fn mistakes_are_named() {
         let rows = [
+            ("credential-helpers = ['../x']\n", "settings file 0.conf: `../x` in `credential-helpers` is no name"),
             ("[[registry]]\nblocked = true\n", "settings file 0.conf: a table `[[registry]]` has neither"),
             ("[[registry]]\nlocation = 'https://x'\n", "settings file 0.conf: `https://x` is an address"),
             ("[[registry]]\nlocation = 'x'\n[[registry.mirror]]\n", "settings file 0.conf: a mirror of `x` has no"),
@@ -249,7 +313,7 @@ mod tests {
             ),
         ];
         for (text, want) in rows {
-            let got = read_all(&[text], &[]).unwrap_err();
+            let got = read_rules(&[text], &[]).unwrap_err();
             assert!(got.starts_with(want), "{text:?}: {got}");
         }
     }

@@ -116,7 +116,7 @@ impl Session {
         Ok(Mode::Auto)
     }
 
-    /// Docker's and podman's files, where credentials are.
+    /// Docker's and podman's files, where credentials are, and logins are kept.
     pub(crate) fn credentials(&self) -> CredentialStore {
         CredentialStore::from_files(self.environment.credential_files())
     }
@@ -124,12 +124,13 @@ impl Session {
     /// A client for registries. It reads and connects only when it is used.
     pub(crate) fn client(&self, warnings: Warnings, cancelled: Arc<AtomicBool>) -> Result<Client, Failure> {
         let registries = settings::registries(&self.environment.settings())?;
+        let containers = registries_conf::read_all(&self.environment.registries_conf())?;
         Ok(Client::new(Options {
             registries,
-            rules: registries_conf::rules(&self.environment.registries_conf())?,
+            rules: containers.rules,
             certs_folders: self.environment.certs_folders(),
             proxies: Proxies::from_environment(|name| self.environment.text(name)),
-            credentials: self.credentials(),
+            credentials: self.credentials().with_helpers(containers.helpers),
             warnings,
             cancelled,
             ..Options::default()

@@ -119,15 +119,26 @@ fn a_base_of_another_registry_is_sent_as_it_was() {
 
 #[test]
 fn passwords_are_asked_for_kept_and_forgotten() {
-    if !needs("registry::passwords_are_asked_for_kept_and_forgotten", "htpasswd") {
-        return;
+    if needs("registry::passwords_are_asked_for_kept_and_forgotten", "htpasswd") {
+        passwords(false);
     }
-    let registry = Registry::start(&RegistryOptions { auth: Some("kiln:secret word"), ..RegistryOptions::default() });
+}
+
+#[test]
+fn passwords_are_changed_for_signed_tokens() {
+    if needs("registry::passwords_are_changed_for_signed_tokens", "openssl") {
+        passwords(true);
+    }
+}
+
+fn passwords(token: bool) {
+    let registry = Registry::start(&RegistryOptions { auth: Some("kiln:secret word"), token, ..RegistryOptions::default() });
     let host = registry.host();
     let name = format!("{host}/private/image:1");
     let home = Home::new();
     home.build(&name, "FROM busybox\nRUN echo private > /p\n").ok();
     home.run(["push", &name]).fails(4);
+    home.run_with_input(["login", "--username", "kiln", "--password-stdin", host], "another word\n").fails(4);
     let outcome = home.run_with_input(["login", "--username", "kiln", "--password-stdin", host], "secret word\n").ok();
     assert!(outcome.stdout.contains("Login Succeeded"), "{outcome:?}");
     let file = home.path(".docker/config.json");
@@ -137,6 +148,10 @@ fn passwords_are_asked_for_kept_and_forgotten() {
     home.run(["push", &name]).ok();
     home.run(["rmi", &name]).ok();
     home.run(["pull", &name]).ok();
+    // A link from another repository needs the right to read there, too: of the same token service, or of the same password.
+    let other = format!("{host}/other/image:1");
+    home.build(&other, &format!("FROM {name}\nRUN echo more > /q\n")).ok();
+    home.run(["push", &other]).ok().says(&["mounted from another repository"]);
     home.run(["logout", host]).ok();
     home.run(["pull", &name]).fails(4);
     // What another tool's file holds besides is kept.
@@ -165,6 +180,18 @@ fn a_credential_helper_is_asked() {
     for config in [format!("{{\"credHelpers\":{{\"{host}\":\"kiln-test\"}}}}"), "{\"credsStore\":\"kiln-test\"}".to_owned()] {
         home.write(".docker/config.json", config);
         finish(home.command().env("PATH", &path).args(["push", &name])).ok();
+    }
+    // And one that podman's settings name, for every registry; C73: one that isn't there is an error, whatever it is asked about.
+    fs::remove_file(home.path(".docker/config.json")).unwrap();
+    for (list, code) in
+        [("'containers-auth.json', 'kiln-test'", 0), ("'kiln-test'", 0), ("'containers-auth.json'", 4), ("'none'", 4)]
+    {
+        let conf = home.write("registries.conf", format!("credential-helpers = [{list}]\n"));
+        let outcome = finish(home.command().env("PATH", &path).env("CONTAINERS_REGISTRIES_CONF", conf).args(["push", &name]));
+        match code {
+            0 => outcome.ok(),
+            code => outcome.fails(code),
+        };
     }
 }
 

@@ -76,6 +76,8 @@ pub(crate) struct RegistryOptions {
     pub(crate) seeds: &'static [&'static str],
     /// `user:password`, which every access then needs.
     pub(crate) auth: Option<&'static str>,
+    /// Whether they are shown to a token service, and signed tokens to the registry.
+    pub(crate) token: bool,
     /// Whether it talks TLS with a certificate of a private authority.
     pub(crate) tls: bool,
 }
@@ -90,6 +92,9 @@ impl Registry {
         }
         if let Some(auth) = options.auth {
             args.extend(["--auth", auth]);
+        }
+        if options.token {
+            args.push("--token");
         }
         if options.tls {
             args.push("--tls");
