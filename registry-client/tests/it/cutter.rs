@@ -44,6 +44,11 @@ impl Cutter {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// `localhost:PORT`, the name in certificates.
+    pub(crate) fn name(&self) -> String {
+        format!("localhost:{}", self.port)
+    }
+
     /// How many bytes have gone.
     pub(crate) fn moved(&self) -> u64 {
         self.counts.moved.load(Ordering::SeqCst)

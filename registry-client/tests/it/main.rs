@@ -15,6 +15,7 @@ mod referrers;
 mod registry_process;
 mod resume;
 mod scripted;
+mod serving;
 mod token_server;
 mod tokens;
 mod upload;

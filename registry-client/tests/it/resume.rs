@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kiln_oci::digest::Digest;
-use kiln_registry_client::{Client, Options, Pushed, Repository, RetryPolicy};
+use kiln_registry_client::{Client, Options, Pushed, RegistryOptions, Repository, RetryPolicy};
 
 use crate::cutter::Cutter;
 use crate::nginx::{Front, Nginx};
 use crate::registry_process::{Kind, Registry};
 use crate::scripted::{Reply, Request, Server};
-use crate::{client, content, fetch, layer, named, quick, repository};
+use crate::{client, content, fetch, layer, named, quick, repository, with_registry};
 
 const MIB: usize = 1 << 20;
 
@@ -317,21 +317,37 @@ fn cut_uploads_to_a_real_registry() {
 fn twenty_cuts_cost_a_tenth() {
     #[allow(clippy::disallowed_methods, reason = "how much is the caller's choice")]
     let size = std::env::var("KILN_TEST_CUT_MB").ok().and_then(|text| text.parse().ok()).unwrap_or(50) * MIB;
+    cuts(size, false);
+}
+
+/// F17: the same over TLS and HTTP/2, where a cut takes all streams of a connection and looks like an attack.
+#[test]
+fn f17_cuts_of_tls() {
+    cuts(50 * MIB, true);
+}
+
+fn cuts(size: usize, tls: bool) {
     let Some(registry) = Registry::start(Kind::Plain) else { return };
-    let Some(front) = Nginx::start(&registry.host(), Front::default()) else { return };
-    let patient =
-        Options { retry: RetryPolicy { attempts: 5, ..quick().retry }, stall_timeout: Duration::from_secs(60), ..quick() };
-    let client = client(patient);
+    let Some(certified) = Registry::start(if tls { Kind::Tls } else { Kind::Plain }) else { return };
+    let front = Front { tls: tls.then(|| certified.folder()), ..Front::default() };
+    let Some(front) = Nginx::start(&registry.host(), front) else { return };
+    let line = |each| Cutter::start(&front.host(), each, 20);
+    let client = |line: &Cutter| {
+        let ca_file = tls.then(|| certified.ca_file());
+        let settings = RegistryOptions { ca_file, plain_http: Some(!tls), ..RegistryOptions::default() };
+        let retry = RetryPolicy { attempts: 5, ..quick().retry };
+        client(Options { retry, stall_timeout: Duration::from_secs(60), ..with_registry(&line.name(), settings) })
+    };
     let layers: Vec<Vec<u8>> = [size / 10 * 7, size / 10 * 2, size / 10].map(content).into();
     let whole: u64 = layers.iter().map(|layer| layer.len() as u64).sum();
     let each = whole / 21;
-    let upward = Cutter::start(&front.host(), each, 20);
+    let upward = line(each);
     for bytes in &layers {
-        assert_eq!(push(&client, &named(&upward.host(), "cut"), bytes).unwrap(), Pushed::Uploaded);
+        assert_eq!(push(&client(&upward), &named(&upward.name(), "cut"), bytes).unwrap(), Pushed::Uploaded);
     }
-    let downward = Cutter::start(&front.host(), each, 20);
+    let downward = line(each);
     for bytes in &layers {
-        let (result, came) = fetch(&client, &named(&downward.host(), "cut"), &layer(bytes));
+        let (result, came) = fetch(&client(&downward), &named(&downward.name(), "cut"), &layer(bytes));
         result.unwrap();
         assert!(came == *bytes);
     }

@@ -11,8 +11,9 @@ use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use tempfile::TempDir;
 
-use crate::registry_process::{Kind, Registry, on_path, openssl};
+use crate::registry_process::{Kind, Registry, openssl};
 use crate::scripted::{Reply, Request, Server};
+use crate::serving::on_path;
 
 /// Who the service knows: a password, and the actions on each repository (`*` is any).
 #[derive(Debug, Clone)]

@@ -87,7 +87,7 @@ fn f19_tokens_expire_mid_push() {
     let repository = named(&tokens.registry.host(), "long");
     let descriptor = kiln_oci::descriptor::Descriptor::of(OCI_LAYER_GZIP, &bytes);
     assert_eq!(ann.push_blob(&repository, &descriptor, &open, &|_| {}).unwrap(), Pushed::Uploaded);
-    let log = std::fs::read_to_string(tokens.registry.folder().join("log")).unwrap();
+    let log = std::fs::read_to_string(tokens.registry.folder().join("output")).unwrap();
     let sessions =
         log.lines().filter(|line| line.contains("\"POST /v2/long/blobs/uploads/")).filter(|line| line.contains(" 202 "));
     assert_eq!(sessions.count(), 1, "{log}");
