@@ -4,6 +4,7 @@
 //! `kiln-runner`; the command line (`main.rs`, `cli/`) belongs to the binary and is invisible here.
 #![forbid(unsafe_code)]
 
+pub mod attest;
 pub mod bases;
 pub mod build;
 pub mod cache_key;

@@ -10,6 +10,7 @@ use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
 use kiln_runner::{GroupLimits, Limit};
 
+use crate::attest::AttestationRequest;
 use crate::grant::Grants;
 
 use crate::ops::failed::OnFailure;
@@ -52,6 +53,8 @@ pub struct BuildRequest {
     pub outputs: Vec<Output>,
     /// Whether the trees of all layers of the result are proved to be what they were.
     pub verify_layers: bool,
+    /// What is said about the image beside it.
+    pub attestations: AttestationRequest,
     /// The one clock value of the build: `created` of the image and its history.
     pub clock: SystemTime,
 }

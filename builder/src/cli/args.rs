@@ -7,6 +7,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use kiln_runner::Isolation;
 
+use super::attest::AttestArgs;
 use super::progress::Mode;
 
 mod run;
@@ -190,7 +191,7 @@ pub(crate) struct BuildArgs {
     #[command(flatten)]
     pub(crate) ignored: IgnoredBuildArgs,
     #[command(flatten)]
-    pub(crate) later: LaterBuildArgs,
+    pub(crate) attest: AttestArgs,
 }
 
 /// Limits of all processes of a RUN together.
@@ -242,28 +243,6 @@ pub(crate) struct IgnoredBuildArgs {
     pub(crate) cache_from: Vec<String>,
     #[arg(long, hide = true)]
     pub(crate) cache_to: Vec<String>,
-}
-
-/// Flags of `docker buildx build` that would change the result: they are refused until kiln can do what they ask.
-#[derive(Debug, Args, Default)]
-pub(crate) struct LaterBuildArgs {
-    #[arg(long, hide = true)]
-    pub(crate) attest: Vec<String>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub(crate) provenance: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub(crate) sbom: Option<String>,
-}
-
-impl LaterBuildArgs {
-    /// The first flag that asks for what kiln can't do yet.
-    pub(crate) fn asked(&self) -> Option<&'static str> {
-        let wanted =
-            |value: &Option<String>| value.as_deref().is_some_and(|value| !matches!(value, "false" | "0" | "disabled=true"));
-        let rows =
-            [("--attest", !self.attest.is_empty()), ("--provenance", wanted(&self.provenance)), ("--sbom", wanted(&self.sbom))];
-        rows.into_iter().find(|(_, asked)| *asked).map(|(name, _)| name)
-    }
 }
 
 impl IgnoredBuildArgs {

@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 
 use super::annotations;
 use super::args::BuildArgs;
+use super::attest;
 use super::call::Call;
 use super::contexts;
 use super::environment::Environment;
@@ -86,9 +87,6 @@ fn prepare(session: &Session, args: &BuildArgs) -> Result<(Mode, BuildRequest), 
 
 /// What the flags mean.
 fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, now: SystemTime) -> Result<BuildRequest, Failure> {
-    if let Some(flag) = args.later.asked() {
-        return Err(Failure::usage(format!("{flag} is not supported yet")));
-    }
     if args.no_cache && !args.no_cache_filter.is_empty() {
         return Err(Failure::usage_hint(
             "--no-cache and --no-cache-filter cannot currently be used together",
@@ -148,6 +146,10 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
     let platform = platform(args, environment)?;
     let leaves_kiln = exports.push || !exports.outputs.is_empty();
     let annotations = annotations::parse(&args.annotation, &platform, leaves_kiln)?;
+    let attestations = attest::request(&args.attest, environment)?;
+    if !attestations.is_empty() {
+        return Err(Failure::usage("attestations are not supported yet"));
+    }
     Ok(BuildRequest {
         context,
         named_contexts,
@@ -181,6 +183,7 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
         ),
         outputs: exports.outputs,
         verify_layers: args.verify_layers,
+        attestations,
         clock,
     })
 }

@@ -3,6 +3,7 @@
 mod annotations;
 mod archive;
 mod args;
+mod attest;
 mod build;
 mod call;
 mod clock;
