@@ -15,6 +15,7 @@ use crate::grant::Grants;
 
 use crate::ops::failed::OnFailure;
 use crate::ops::git::GitEnvironment;
+pub use crate::remote_cache::request::CacheRequest;
 
 /// One build, complete and valid.
 #[derive(Debug, Clone)]
@@ -29,6 +30,8 @@ pub struct BuildRequest {
     pub language: LanguageOptions,
     /// Which cached results may be used.
     pub caching: Caching,
+    /// Caches that are shared with others.
+    pub caches: CacheRequest,
     /// Lines for `/etc/hosts` in RUN: name and address.
     pub extra_hosts: Vec<(String, String)>,
     /// The size of `/dev/shm` in RUN, in bytes.

@@ -112,6 +112,12 @@ pub(crate) struct BuildArgs {
     /// Additional build contexts (format: `name=PATH`, `name=URL`, `name=docker-image://REF`, `name=oci-layout://DIR[:TAG]`)
     #[arg(long, value_name = "NAME=SOURCE")]
     pub(crate) build_context: Vec<String>,
+    /// Shared cache that steps may come from: NAME of an image or cache, or type=registry|local|s3|gha,KEY=VALUE...
+    #[arg(long, value_name = "CACHE")]
+    pub(crate) cache_from: Vec<String>,
+    /// Shared cache that steps are written to: NAME, or type=inline|registry|local|s3|gha,mode=min|max,KEY=VALUE...
+    #[arg(long, value_name = "CACHE")]
+    pub(crate) cache_to: Vec<String>,
     /// Do not use cache when building the image
     #[arg(long)]
     pub(crate) no_cache: bool,
@@ -239,10 +245,6 @@ pub(crate) struct IgnoredBuildArgs {
     pub(crate) security_opt: Vec<String>,
     #[arg(long, hide = true)]
     pub(crate) builder: Option<String>,
-    #[arg(long, hide = true)]
-    pub(crate) cache_from: Vec<String>,
-    #[arg(long, hide = true)]
-    pub(crate) cache_to: Vec<String>,
 }
 
 impl IgnoredBuildArgs {
@@ -255,8 +257,6 @@ impl IgnoredBuildArgs {
             ("--squash", self.squash),
             ("--security-opt", !self.security_opt.is_empty()),
             ("--builder", self.builder.is_some()),
-            ("--cache-from", !self.cache_from.is_empty()),
-            ("--cache-to", !self.cache_to.is_empty()),
         ];
         rows.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
     }

@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 use super::annotations;
 use super::args::BuildArgs;
 use super::attest;
+use super::caches;
 use super::call::Call;
 use super::contexts;
 use super::environment::Environment;
@@ -150,6 +151,7 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
     if !attestations.is_empty() {
         return Err(Failure::usage("attestations are not supported yet"));
     }
+    let caches = caches::parse(&args.cache_from, &args.cache_to, &build_args)?;
     Ok(BuildRequest {
         context,
         named_contexts,
@@ -163,6 +165,7 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
             network: network(args.network.as_deref())?,
         },
         caching: Caching { disabled: args.no_cache, disabled_stages: args.no_cache_filter.clone(), pull: args.pull },
+        caches,
         extra_hosts: args.add_host.iter().map(|text| extra_host(text)).collect::<Result<_, _>>()?,
         shm_size: args
             .shm_size

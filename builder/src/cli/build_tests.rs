@@ -122,7 +122,7 @@ fn flags_become_a_request() {
         ("-o type=docker,dest=- /", &[], Box::new(|r| r.outputs == [Output { format: ArchiveFormat::Docker, dest: None }])),
         ("-o type=docker --load /", &[], Box::new(|r| r.outputs.is_empty() && !r.push)),
         ("-o type=image,\"name=a,b\",push=true /", &[], Box::new(|r| r.tags.len() == 2 && r.push)),
-        ("--provenance=false --sbom=false --allow network.host --call build --cache-from x /", &[], Box::new(|r| !r.push)),
+        ("--provenance=false --sbom=false --allow network.host --call build /", &[], Box::new(|r| !r.push)),
         ("-o type=registry -t a /", &[], Box::new(|r| r.push)),
     ];
     for (line, environment, holds) in rows {

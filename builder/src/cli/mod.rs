@@ -5,6 +5,7 @@ mod archive;
 mod args;
 mod attest;
 mod build;
+mod caches;
 mod call;
 mod clock;
 mod contexts;

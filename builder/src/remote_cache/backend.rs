@@ -21,6 +21,7 @@ use kiln_registry_client::{Pushed, Repository};
 use crate::engine::Engine;
 use crate::error::Error;
 
+pub use document::Form;
 pub use local::LocalPlace;
 pub use registry::RegistryPlace;
 
