@@ -1,12 +1,23 @@
 //! Hides how progress travels from the threads that work to the one that draws.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kiln_frontend::{Diagnostic, Source};
+
+/// How many bytes of logs may wait to be shown. Who writes more waits, as it would for a slow terminal, so that a command which writes
+/// gigabytes costs no memory; nothing is ever left out.
+const MOST_WAITING: usize = 4 << 20;
+/// What an event costs beside its bytes: a command may write them one by one.
+const EVENT_COST: usize = 128;
+/// How much of it is taken out before it is shown.
+const BATCH: usize = 1 << 20;
+/// A part of a task is not reported more often than this: nobody sees more, and a quick transfer would send thousands.
+const STATUS_INTERVAL: Duration = Duration::from_millis(40);
 
 /// Which line of progress an event belongs to: BuildKit's `#N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,6 +39,8 @@ pub enum Event {
     Log {
         /// The task.
         task: TaskId,
+        /// Where it wrote.
+        stream: Stream,
         /// When.
         at: Duration,
         /// The bytes.
@@ -81,6 +94,15 @@ pub enum Event {
     },
 }
 
+/// Where a command writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
 /// How a task ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -94,10 +116,88 @@ pub enum Outcome {
     Canceled,
 }
 
+/// The receiving side.
+#[derive(Debug)]
+pub struct Incoming {
+    receiver: Receiver<Event>,
+    gate: Gate,
+    /// What was taken out of the logs and is not shown yet.
+    taken: usize,
+}
+
+impl Incoming {
+    /// Says that all that was handed out so far is shown, and hands out what there is, but not more than can be shown at once; waits
+    /// for the first at most for so long.
+    ///
+    /// # Errors
+    /// There is nothing: not yet, or never more.
+    pub fn next(&mut self, wait: Duration) -> Result<Vec<Event>, RecvTimeoutError> {
+        self.gate.leave(std::mem::take(&mut self.taken));
+        let mut next = Some(self.receiver.recv_timeout(wait)?);
+        let mut batch = Vec::new();
+        while let Some(event) = next {
+            self.taken += cost(&event);
+            batch.push(event);
+            next = if self.taken < BATCH { self.receiver.try_recv().ok() } else { None };
+        }
+        Ok(batch)
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        // Nobody watches any more, which is no reason to stop working.
+        self.gate.open();
+    }
+}
+
+/// What an event counts of [`MOST_WAITING`]. What is no log comes in small numbers, and from threads that must not wait.
+fn cost(event: &Event) -> usize {
+    match event {
+        Event::Log { data, .. } => data.len() + EVENT_COST,
+        _ => 0,
+    }
+}
+
+/// Where logs wait until there is room for them.
+#[derive(Debug, Clone, Default)]
+pub struct Gate(Arc<(Mutex<Waiting>, Condvar)>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    bytes: usize,
+    open: bool,
+}
+
+impl Gate {
+    /// From now on nothing waits: the work is to end soon, and what it still says is little.
+    pub fn open(&self) {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).open = true;
+        self.0.1.notify_all();
+    }
+
+    fn enter(&self, bytes: usize) {
+        let waiting = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = |waiting: &mut Waiting| !waiting.open && waiting.bytes > 0 && waiting.bytes + bytes > MOST_WAITING;
+        let mut waiting = self.0.1.wait_while(waiting, full).unwrap_or_else(PoisonError::into_inner);
+        waiting.bytes += bytes;
+    }
+
+    fn leave(&self, bytes: usize) {
+        if bytes > 0 {
+            let mut waiting = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.bytes = waiting.bytes.saturating_sub(bytes);
+            drop(waiting);
+            self.0.1.notify_all();
+        }
+    }
+}
+
 /// The sending side: cheap to clone, one for each thread.
 #[derive(Clone)]
 pub struct Events {
     sender: Option<Sender<Event>>,
+    gate: Gate,
     next: Arc<AtomicUsize>,
     start: Instant,
 }
@@ -109,22 +209,29 @@ impl fmt::Debug for Events {
 }
 
 impl Events {
-    /// A pair of ends. The receiver's iteration ends when every sender is dropped.
-    pub fn channel() -> (Self, Receiver<Event>) {
+    /// A pair of ends. The receiver is at its end when every sender is dropped.
+    pub fn channel() -> (Self, Incoming) {
         let (sender, receiver) = channel();
-        (Self { sender: Some(sender), next: Arc::new(AtomicUsize::new(1)), start: Instant::now() }, receiver)
+        let gate = Gate::default();
+        let incoming = Incoming { receiver, gate: gate.clone(), taken: 0 };
+        (Self { sender: Some(sender), gate, next: Arc::new(AtomicUsize::new(1)), start: Instant::now() }, incoming)
     }
 
     /// A sender that nobody listens to.
     pub fn ignored() -> Self {
-        Self { sender: None, next: Arc::new(AtomicUsize::new(1)), start: Instant::now() }
+        Self { sender: None, gate: Gate::default(), next: Arc::new(AtomicUsize::new(1)), start: Instant::now() }
     }
 
     /// Begins a task. Dropping the [`Task`] without ending it reports it as canceled.
     pub fn start(&self, name: impl Into<String>) -> Task {
         let id = TaskId(self.next.fetch_add(1, Ordering::Relaxed));
         self.send(Event::Started { task: id, name: name.into(), at: self.now() });
-        Task { id, events: self.clone(), ended: false }
+        Task { id, events: self.clone(), ended: false, reported: Mutex::default() }
+    }
+
+    /// Where logs wait while what was sent before is shown.
+    pub fn gate(&self) -> Gate {
+        self.gate.clone()
     }
 
     /// Says something that is no error and belongs to no task.
@@ -166,6 +273,8 @@ pub struct Task {
     id: TaskId,
     events: Events,
     ended: bool,
+    /// When each part was reported last.
+    reported: Mutex<HashMap<String, Instant>>,
 }
 
 impl Task {
@@ -174,9 +283,13 @@ impl Task {
         self.id
     }
 
-    /// Passes on what the task's command wrote.
-    pub fn log(&self, data: &[u8]) {
-        self.events.send(Event::Log { task: self.id, at: self.events.now(), data: data.to_vec() });
+    /// Passes on what the task's command wrote, and waits where the display can't keep up.
+    pub fn log(&self, stream: Stream, data: &[u8]) {
+        if self.events.sender.is_some() {
+            let event = Event::Log { task: self.id, stream, at: self.events.now(), data: data.to_vec() };
+            self.events.gate.enter(cost(&event));
+            self.events.send(event);
+        }
     }
 
     /// Says how far a part of the task has come.
@@ -190,8 +303,23 @@ impl Task {
     }
 
     fn report(&self, name: &str, current: u64, total: Option<u64>, done: bool) {
+        if !self.is_due(name, done) {
+            return;
+        }
         let at = self.events.now();
         self.events.send(Event::Status { task: self.id, name: name.to_owned(), current, total, done, at });
+    }
+
+    /// Whether a part of the task is to be reported now: its beginning and its end always are.
+    fn is_due(&self, name: &str, done: bool) -> bool {
+        let now = Instant::now();
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        match reported.get_mut(name) {
+            Some(last) if done || now.duration_since(*last) >= STATUS_INTERVAL => *last = now,
+            Some(_) => return false,
+            None => drop(reported.insert(name.to_owned(), now)),
+        }
+        true
     }
 
     /// Says something that is no error.
@@ -229,5 +357,73 @@ impl Task {
 impl Drop for Task {
     fn drop(&mut self) {
         self.end(Outcome::Canceled);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PIECE: usize = 64 << 10;
+
+    #[test]
+    fn logs_wait_for_who_shows_them_and_lose_nothing() {
+        let (events, mut incoming) = Events::channel();
+        let sent = Arc::new(AtomicUsize::new(0));
+        let (of_writer, written) = (Arc::clone(&sent), 400 * PIECE);
+        let writer = std::thread::spawn(move || {
+            let task = events.start("loud");
+            for _ in 0..400 {
+                task.log(Stream::Out, &[b'x'; PIECE]);
+                of_writer.fetch_add(PIECE, Ordering::SeqCst);
+            }
+        });
+        let (mut shown, mut largest) = (0, 0);
+        while let Ok(batch) = incoming.next(Duration::from_secs(60)) {
+            // A slow display.
+            std::thread::sleep(Duration::from_millis(2));
+            largest = largest.max(sent.load(Ordering::SeqCst).saturating_sub(shown));
+            shown += batch.iter().map(|event| if let Event::Log { data, .. } = event { data.len() } else { 0 }).sum::<usize>();
+        }
+        writer.join().unwrap();
+        assert_eq!(shown, written);
+        assert!(largest <= MOST_WAITING, "{largest} bytes waited");
+    }
+
+    #[test]
+    fn nothing_waits_when_nobody_watches_or_the_work_is_to_end() {
+        for nobody_watches in [true, false] {
+            let (events, incoming) = Events::channel();
+            let mut incoming = Some(incoming);
+            let task = events.start("loud");
+            let (done, wait) = channel();
+            let writer = std::thread::spawn(move || {
+                (0..200).for_each(|_| task.log(Stream::Err, &[b'x'; PIECE]));
+                let _ = done.send(());
+            });
+            assert!(wait.recv_timeout(Duration::from_millis(50)).is_err(), "it waits");
+            if nobody_watches {
+                drop(incoming.take());
+            } else {
+                events.gate().open();
+            }
+            wait.recv_timeout(Duration::from_secs(60)).unwrap();
+            writer.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_quick_transfer_is_reported_seldom_and_to_its_end() {
+        let (events, mut incoming) = Events::channel();
+        let task = events.start("pull");
+        (0..100_000).for_each(|n| task.status("part", n, Some(100_000)));
+        task.status_done("part", 100_000, Some(100_000));
+        drop((task, events));
+        let mut figures = Vec::new();
+        while let Ok(batch) = incoming.next(Duration::from_secs(60)) {
+            figures
+                .extend(batch.iter().filter_map(|e| if let Event::Status { current, .. } = e { Some(*current) } else { None }));
+        }
+        assert!(figures.len() < 1000 && figures.first() == Some(&0) && figures.last() == Some(&100_000), "{}", figures.len());
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kiln::engine::{Engine, trees};
 use kiln::error::Error;
-use kiln::event::Events;
+use kiln::event::{Events, Gate};
 use kiln_registry_client::{Client, CredentialStore, Options, Proxies, Warnings};
 use kiln_runner::{Cancel, Entered, Ground, Isolation, Remote, Snapshots, Wish};
 use kiln_store::Store;
@@ -167,7 +167,7 @@ impl Session {
         let cancel = Cancel::new().map_err(system("make an event descriptor"))?;
         let cancelled = Arc::new(AtomicBool::new(false));
         let remote = Remote::new().map_err(system("make a pipe"))?;
-        listen(cancel.clone(), remote.clone(), Arc::clone(&cancelled), Arc::clone(signal))
+        listen(cancel.clone(), remote.clone(), (Arc::clone(&cancelled), events.gate()), Arc::clone(signal))
             .map_err(system("listen for signals"))?;
 
         let (heard, to_cancel, warned) = (events.clone(), cancel.clone(), Mutex::new(Vec::new()));
@@ -206,7 +206,12 @@ fn waiting_for(waiting: &Waiting<'_>) -> String {
 
 /// Listens for SIGINT and SIGTERM until the process ends. While a command has the terminal they are for it, and so are changes of
 /// the window's size.
-fn listen(cancel: Cancel, remote: Remote, cancelled: Arc<AtomicBool>, signal: Arc<AtomicI32>) -> std::io::Result<()> {
+fn listen(
+    cancel: Cancel,
+    remote: Remote,
+    (cancelled, gate): (Arc<AtomicBool>, Gate),
+    signal: Arc<AtomicI32>,
+) -> std::io::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGWINCH])?;
     let wait = move || {
         let mut insisted = 0;
@@ -222,6 +227,8 @@ fn listen(cancel: Cancel, remote: Remote, cancelled: Arc<AtomicBool>, signal: Ar
             let first = signal.compare_exchange(0, arrived, Ordering::SeqCst, Ordering::SeqCst).is_ok();
             cancelled.store(true, Ordering::SeqCst);
             cancel.trigger();
+            // A step that waits for a display which nobody reads could not end.
+            gate.open();
             if !first {
                 exit::at_once(if arrived == SIGTERM { Exit::Terminated } else { Exit::Interrupted });
             }

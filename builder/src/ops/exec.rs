@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use crate::cache_key::Identity;
 use crate::engine::Engine;
 use crate::error::{Error, StepError};
-use crate::event::Task;
+use crate::event::{Stream, Task};
 use crate::grant::Grants;
 use crate::ops::agent::Forward;
 use crate::ops::seed::seed;
@@ -118,8 +118,8 @@ pub(crate) fn exec(
     }
     spec.recorder = recorder(engine, prepared)?;
     let mut tail = Vec::new();
-    let outcome = run(&spec, engine.host(), setting.cancel, &mut |_, data| {
-        task.log(data);
+    let outcome = run(&spec, engine.host(), setting.cancel, &mut |stream, data| {
+        task.log(if stream == kiln_runner::Stream::Stdout { Stream::Out } else { Stream::Err }, data);
         tail.extend_from_slice(data);
         if tail.len() > 4 * TAIL {
             tail.drain(..tail.len() - TAIL);

@@ -22,6 +22,7 @@ mod mounts;
 mod on_failure;
 mod ordinary;
 mod platform;
+mod progress;
 mod registry;
 mod rootless;
 mod run;

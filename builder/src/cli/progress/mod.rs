@@ -13,11 +13,11 @@ use std::io::{self, IsTerminal as _, Write};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use kiln::event::Event;
+use kiln::event::{Event, Incoming};
 
 use trace::Trace;
 pub(crate) use trace::{FailedTask, Lints};
@@ -95,10 +95,10 @@ pub(crate) struct Watcher {
 
 impl Watcher {
     /// Starts to show what arrives.
-    pub(crate) fn start(mode: Mode, style: Style, events: Receiver<Event>) -> Self {
+    pub(crate) fn start(mode: Mode, style: Style, events: Incoming) -> Self {
         let over = Arc::new(AtomicBool::new(false));
-        let source = Source { events, over: Arc::clone(&over) };
-        let watch = move || watch(mode, &style, &source);
+        let mut source = Source { events, over: Arc::clone(&over) };
+        let watch = move || watch(mode, &style, &mut source);
         Self { thread: std::thread::Builder::new().name("progress".to_owned()).spawn(watch).ok(), over }
     }
 
@@ -111,25 +111,24 @@ impl Watcher {
 
 /// Where events come from.
 struct Source {
-    events: Receiver<Event>,
+    events: Incoming,
     /// Whether nothing more will come. Usually the channel itself says so, when its last sender is gone; this is for a
     /// sender that somebody forgot on a thread, which must not keep kiln from ending.
     over: Arc<AtomicBool>,
 }
 
 impl Source {
-    /// The events that are there, after waiting for the first at most for so long; `None` when there will be no more.
-    fn next(&self, wait: Duration) -> Option<impl Iterator<Item = Event>> {
-        let first = match self.events.recv_timeout(wait) {
-            Ok(event) => Some(event),
-            Err(RecvTimeoutError::Timeout) if !self.over.load(Ordering::SeqCst) => None,
-            Err(_) => return None,
-        };
-        Some(first.into_iter().chain(self.events.try_iter()))
+    /// The next events, of which there may be none after this time; `None` when there will be no more. Those before are shown.
+    fn next(&mut self, wait: Duration) -> Option<Vec<Event>> {
+        match self.events.next(wait) {
+            Ok(events) => Some(events),
+            Err(RecvTimeoutError::Timeout) if !self.over.load(Ordering::SeqCst) => Some(Vec::new()),
+            Err(_) => None,
+        }
     }
 }
 
-fn watch(mode: Mode, style: &Style, source: &Source) -> Summary {
+fn watch(mode: Mode, style: &Style, source: &mut Source) -> Summary {
     match mode {
         Mode::Auto if io::stderr().is_terminal() => watch_tty(style, source),
         Mode::Tty => watch_tty(style, source),
@@ -138,9 +137,9 @@ fn watch(mode: Mode, style: &Style, source: &Source) -> Summary {
         Mode::Quiet => {
             let mut trace = Trace::new(TAIL_LINES);
             while let Some(events) = source.next(IDLE) {
-                events.for_each(|event| {
-                    trace.apply(&event);
-                    paused(&event);
+                events.iter().for_each(|event| {
+                    trace.apply(event);
+                    paused(event);
                 });
             }
             // Who asked for silence does not want to hear of lints.
@@ -163,7 +162,7 @@ fn summary(trace: Trace) -> Summary {
     Summary { failed: trace.failed(), warnings: Vec::new(), lints: trace.lints }
 }
 
-fn watch_plain(source: &Source) -> Summary {
+fn watch_plain(source: &mut Source) -> Summary {
     let clock = Instant::now();
     let mut trace = Trace::new(TAIL_LINES);
     let mut plain = plain::Plain::default();
@@ -186,22 +185,26 @@ fn watch_plain(source: &Source) -> Summary {
     summary(trace)
 }
 
-fn watch_raw_json(source: &Source) -> Summary {
+fn watch_raw_json(source: &mut Source) -> Summary {
     let mut trace = Trace::new(TAIL_LINES);
-    let zero = SystemTime::now();
+    let mut raw = raw_json::RawJson::new(SystemTime::now());
     let mut out = Vec::new();
     while let Some(events) = source.next(IDLE) {
         for event in events {
             trace.apply(&event);
-            raw_json::write(&event, &trace, zero, &mut out);
+            raw.write(&event, &trace, &mut out);
             write_stderr(&mut out);
+            if let Event::Paused { shown, .. } = event {
+                // Words for a person; a program hears of what is done here by what follows.
+                let _ = shown.send(());
+            }
         }
     }
     // The lints were among the JSON.
     Summary { lints: None, ..summary(trace) }
 }
 
-fn watch_tty(style: &Style, source: &Source) -> Summary {
+fn watch_tty(style: &Style, source: &mut Source) -> Summary {
     let clock = Instant::now();
     let mut trace = Trace::new(TTY_TAIL_LINES);
     let mut painter = tty::Painter::default();

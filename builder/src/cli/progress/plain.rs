@@ -22,6 +22,9 @@ const STATUS_PAUSE: Duration = Duration::from_millis(150);
 /// … or when this time has passed.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
+/// What waits of a task that isn't shown; with more the display moves to it, for nothing is left out and memory is not without end.
+const LONGEST_QUEUE: usize = 1 << 20;
+
 /// The state of the plain display.
 #[derive(Debug, Default)]
 pub(crate) struct Plain {
@@ -91,8 +94,12 @@ impl Plain {
                     if took > 0.01 {
                         line.push_str(&format!(" {took:.1}s"));
                     }
+                    let outlook = status.outlook(status.latest);
                     if status.done {
                         line.push_str(" done");
+                    } else if !outlook.is_empty() {
+                        // After all that BuildKit writes, so that what is looked for in its lines is found in these.
+                        line.push_str(&format!(" ({outlook})"));
                     }
                     lane.line(&line);
                 }
@@ -155,7 +162,9 @@ impl Plain {
             self.show(loudest, trace, out);
             return;
         };
-        if let Some((id, ..)) = speeds.iter().find(|(id, blocked, _)| *id != shown && *blocked > LONGEST_HIDDEN) {
+        let is_long = |id: &TaskId| self.lanes.get(id).is_some_and(|lane| lane.queue.len() > LONGEST_QUEUE);
+        let overdue = |blocked: &Duration, id: &TaskId| *blocked > LONGEST_HIDDEN || is_long(id);
+        if let Some((id, ..)) = speeds.iter().find(|(id, blocked, _)| *id != shown && overdue(blocked, id)) {
             self.show(*id, trace, out);
             return;
         }

@@ -1,6 +1,7 @@
 //! Scripts of events and the plain lines that they become.
 
 use super::*;
+use kiln::event::Stream;
 
 /// A script of events, one a line: `3 start NAME`, `3 log TEXT` (`\n` is a line feed), `3 status NAME CURRENT TOTAL`,
 /// `3 ended NAME CURRENT TOTAL` for a part that is done, `3 done|cached|canceled`, `3 failed WHY`, `3 warn TEXT`, `warn TEXT`,
@@ -26,7 +27,7 @@ fn play(script: &str) -> String {
             let ended = |outcome| Event::Finished { task, outcome, at };
             match verb {
                 "start" => Event::Started { task, name: rest.to_owned(), at },
-                "log" => Event::Log { task, at, data: rest.replace("\\n", "\n").into_bytes() },
+                "log" => Event::Log { task, stream: Stream::Out, at, data: rest.replace("\\n", "\n").into_bytes() },
                 "status" | "ended" => {
                     let words: Vec<&str> = rest.rsplitn(3, ' ').collect();
                     let total = words[0].parse().ok().filter(|total| *total > 0);
@@ -110,9 +111,42 @@ fn transfers() {
         &[
             "#1 [1/1] FROM docker.io/library/debian",
             "#1 sha256:aa 0B / 45.00MB",
-            "#1 sha256:aa 12.30MB / 45.00MB 0.6s",
+            "#1 sha256:aa 12.30MB / 45.00MB 0.6s (20.50MB/s, 2s left)",
             "#1 sha256:aa 45.00MB / 45.00MB 1.2s done",
             "#1 DONE 1.2s",
+        ],
+    );
+}
+
+#[test]
+fn a_transfer_that_changes_its_speed() {
+    check(
+        r"1 start pushing x
+        1 status sha256:aa 0 200000000
+        at 2
+        1 status sha256:aa 20000000 200000000
+        at 10
+        1 status sha256:aa 30000000 200000000
+        at 16
+        1 status sha256:aa 31000000 200000000
+        at 17
+        1 status sha256:aa 0 200000000
+        at 23
+        1 status sha256:aa 10000000 200000000
+        1 status downloading 5000 0
+        at 30
+        1 status downloading 12000 0
+        1 done",
+        &[
+            "#1 pushing x",
+            "#1 sha256:aa 0B / 200.00MB",
+            "#1 sha256:aa 20.00MB / 200.00MB 2.0s (10.00MB/s, 18s left)",
+            "#1 sha256:aa 30.00MB / 200.00MB 10.0s (1.25MB/s, 2m16s left)",
+            "#1 sha256:aa 31.00MB / 200.00MB 16.0s (166.67kB/s, 16m54s left)",
+            "#1 sha256:aa 10.00MB / 200.00MB 23.0s (1.67MB/s, 1m54s left)",
+            "#1 downloading 5.00kB",
+            "#1 downloading 12.00kB 7.0s (1.00kB/s)",
+            "#1 DONE 30.0s",
         ],
     );
 }
@@ -233,13 +267,34 @@ fn a_status_does_not_join_a_line() {
 }
 
 #[test]
+fn what_waits_is_not_without_end() {
+    let (mut trace, mut plain, mut out) = (Trace::new(10), Plain::default(), Vec::new());
+    let line = [b"y".repeat(1023), b"\n".to_vec()].concat();
+    let log = |id, data: &[u8]| Event::Log { task: TaskId(id), stream: Stream::Out, at: Duration::ZERO, data: data.to_vec() };
+    let started = |id| Event::Started { task: TaskId(id), name: format!("step {id}"), at: Duration::ZERO };
+    let mut apply = |event: Event| {
+        trace.apply(&event);
+        plain.apply(&event, &trace);
+        plain.write(&trace, Duration::ZERO, &mut out);
+        plain.lanes.values().map(|lane| lane.queue.len()).sum::<usize>()
+    };
+    apply(started(1));
+    apply(started(2));
+    // The first is on display and goes on; the second is loud and isn't shown.
+    let most = (0..8192).map(|_| apply(log(1, b".\n")).max(apply(log(2, &line)))).max();
+    assert!(most < Some(2 << 20), "{most:?}");
+    plain.finish(&trace, Duration::ZERO, &mut out);
+    assert_eq!(out.iter().filter(|byte| **byte == b'y').count(), 8192 * 1023);
+}
+
+#[test]
 fn bytes_pass_unchanged() {
     let (mut trace, mut plain, mut out) = (Trace::new(10), Plain::default(), Vec::new());
     let task = TaskId(1);
     let noise = b"\x1b[31m\xff\xfe\r\x00tab\t".repeat(5000);
     for event in [
         Event::Started { task, name: "n".into(), at: Duration::ZERO },
-        Event::Log { task, at: Duration::ZERO, data: noise.clone() },
+        Event::Log { task, stream: Stream::Out, at: Duration::ZERO, data: noise.clone() },
         Event::Finished { task, outcome: Outcome::Done, at: Duration::ZERO },
     ] {
         trace.apply(&event);

@@ -7,6 +7,8 @@ use std::time::Duration;
 use kiln::event::{Event, Outcome, TaskId};
 use kiln_frontend::{Diagnostic, Source};
 
+use crate::cli::human::transfer_size;
+
 /// No kept line of a log is longer than this: what is kept is for looking back, the stream itself is never cut.
 const LONGEST_KEPT_LINE: usize = 16 * 1024;
 
@@ -37,6 +39,13 @@ pub(crate) struct TaskState {
     pub(crate) warnings: Vec<String>,
 }
 
+/// How far back the speed of a transfer is measured: long enough to be steady, short enough to follow a change.
+const SPEED_WINDOW: Duration = Duration::from_secs(5);
+/// How far apart the points are that it is measured between …
+const SPEED_STEP: Duration = Duration::from_millis(200);
+/// … and how much time has to pass before there is something to say.
+const SPEED_LEAST: Duration = Duration::from_millis(300);
+
 /// One part of a task: a transfer, an export of a layer.
 #[derive(Debug, Clone)]
 pub(crate) struct StatusState {
@@ -46,6 +55,57 @@ pub(crate) struct StatusState {
     pub(crate) current: u64,
     pub(crate) total: Option<u64>,
     pub(crate) done: bool,
+    /// How far it was when, the oldest first.
+    points: VecDeque<(Duration, u64)>,
+}
+
+impl StatusState {
+    /// Takes in how far it is now.
+    fn advance(&mut self, current: u64, at: Duration) {
+        if current < self.current {
+            // It began anew.
+            self.points.clear();
+        }
+        (self.current, self.latest) = (current, at);
+        if self.points.back().is_none_or(|(last, _)| at.saturating_sub(*last) >= SPEED_STEP) {
+            self.points.push_back((at, current));
+        }
+        // One point beyond the window stays: without it a transfer that hardly moves would have no speed.
+        while self.points.get(1).is_some_and(|(second, _)| at.saturating_sub(*second) >= SPEED_WINDOW) {
+            self.points.pop_front();
+        }
+    }
+
+    /// Bytes a second at `now`, of a transfer that is under way.
+    pub(crate) fn speed(&self, now: Duration) -> Option<f64> {
+        let (since, start) = self.points.front()?;
+        let took = now.saturating_sub(*since);
+        let moved = self.current.saturating_sub(*start);
+        (!self.done && moved > 0 && took >= SPEED_LEAST).then(|| moved as f64 / took.as_secs_f64())
+    }
+
+    /// The speed and the time left in words: `20.50MB/s, 12s left`, or nothing.
+    pub(crate) fn outlook(&self, now: Duration) -> String {
+        let Some(speed) = self.speed(now) else { return String::new() };
+        let rate = format!("{}/s", transfer_size(speed as u64));
+        match self.total.filter(|total| *total > self.current) {
+            Some(total) => {
+                let left = ((total - self.current) as f64 / speed).min(f64::from(u32::MAX));
+                format!("{rate}, {} left", span(Duration::from_secs_f64(left)))
+            }
+            None => rate,
+        }
+    }
+}
+
+/// A span of time that nobody knows exactly: `1s`, `2m05s`, `1h10m`.
+fn span(span: Duration) -> String {
+    let seconds = span.as_secs_f64().ceil() as u64;
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{}s", seconds.max(1)),
+        (0, minutes, seconds) => format!("{minutes}m{seconds:02}s"),
+        (hours, minutes, _) => format!("{hours}h{minutes:02}m"),
+    }
 }
 
 /// A task that failed, with the last lines that it wrote.
@@ -93,7 +153,7 @@ impl Trace {
                 self.index.insert(*task, self.tasks.len());
                 self.tasks.push(state);
             }
-            Event::Log { task, at, data } => {
+            Event::Log { task, at, data, .. } => {
                 if let Some(state) = self.get_mut(*task) {
                     let since = at.saturating_sub(state.started);
                     state.tail.push(since, data);
@@ -113,6 +173,10 @@ impl Trace {
             Event::Finished { task, outcome, at } => {
                 if let Some(state) = self.get_mut(*task) {
                     state.ended = Some((*at, outcome.clone()));
+                    if !matches!(outcome, Outcome::Failed(_)) {
+                        // Only a failed step's log is looked back at.
+                        state.tail = LogTail::new(0);
+                    }
                     for status in &mut state.statuses {
                         status.latest = status.latest.max(if status.done { status.latest } else { *at });
                     }
@@ -137,12 +201,14 @@ impl TaskState {
     fn status(&mut self, name: &str, current: u64, total: Option<u64>, done: bool, at: Duration) {
         match self.statuses.iter_mut().find(|status| status.name == name) {
             Some(status) => {
-                status.current = current;
+                status.advance(current, at);
                 status.total = total.or(status.total);
                 status.done = done;
-                status.latest = at;
             }
-            None => self.statuses.push(StatusState { name: name.to_owned(), started: at, latest: at, current, total, done }),
+            None => {
+                let points = VecDeque::from([(at, current)]);
+                self.statuses.push(StatusState { name: name.to_owned(), started: at, latest: at, current, total, done, points });
+            }
         }
     }
 }
@@ -207,7 +273,6 @@ pub(crate) fn log_time(since: Duration) -> String {
 
 /// How far a part has come, as BuildKit writes it: `12.30MB / 45.00MB`, `133B`, or nothing.
 pub(crate) fn amount(current: u64, total: Option<u64>) -> String {
-    use crate::cli::human::transfer_size;
     match (current, total.filter(|total| *total > 0)) {
         (current, Some(total)) => format!("{} / {}", transfer_size(current), transfer_size(total)),
         (0, None) => String::new(),

@@ -12,6 +12,8 @@ use super::trace::{TaskState, Trace, amount};
 
 /// A line whose name would get less room than this is left out.
 const NARROWEST_NAME: usize = 12;
+/// A name keeps so much room before the speed of its transfer is shown beside it; a digest needs no more to be known.
+const LONG_NAME: usize = 28;
 
 /// The size of the terminal in characters.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +26,8 @@ pub(crate) struct Size {
 struct Row {
     text: String,
     amount: String,
+    /// Speed and time left.
+    outlook: String,
     elapsed: Option<Duration>,
     ended: bool,
     paint: Paint,
@@ -50,6 +54,7 @@ pub(crate) fn frame(trace: &Trace, now: Duration, size: Size, style: &Style, las
         rows.extend(task.statuses.iter().map(|status| Row {
             text: format!(" => => {}", visible(status.name.as_bytes())),
             amount: amount(status.current, status.total),
+            outlook: if task.ended.is_none() { status.outlook(now) } else { String::new() },
             elapsed: Some(if status.done || task.ended.is_some() { status.latest } else { now }.saturating_sub(status.started)),
             ended: status.done || task.ended.is_some(),
             paint: if status.done { Paint::Done } else { Paint::None },
@@ -85,16 +90,37 @@ fn task_row(task: &TaskState, now: Duration) -> Row {
         Some((_, Outcome::Canceled)) => ("CANCELED ", Paint::Canceled),
     };
     let text = format!(" => {word}{}", visible(task.name.replace(['\n', '\t'], " ").as_bytes()));
-    Row { text, amount: String::new(), elapsed: Some(task.elapsed(now)), ended: task.ended.is_some(), paint }
+    Row {
+        text,
+        amount: String::new(),
+        outlook: String::new(),
+        elapsed: Some(task.elapsed(now)),
+        ended: task.ended.is_some(),
+        paint,
+    }
 }
 
 fn warning_row(warning: &str) -> Row {
     let text = format!(" => WARN: {}", visible(warning.as_bytes()));
-    Row { text, amount: String::new(), elapsed: Some(Duration::ZERO), ended: true, paint: Paint::Canceled }
+    Row {
+        text,
+        amount: String::new(),
+        outlook: String::new(),
+        elapsed: Some(Duration::ZERO),
+        ended: true,
+        paint: Paint::Canceled,
+    }
 }
 
 fn log_row(line: &[u8]) -> Row {
-    Row { text: format!(" => => # {}", visible(line)), amount: String::new(), elapsed: None, ended: true, paint: Paint::Faint }
+    Row {
+        text: format!(" => => # {}", visible(line)),
+        amount: String::new(),
+        outlook: String::new(),
+        elapsed: None,
+        ended: true,
+        paint: Paint::Faint,
+    }
 }
 
 /// Leaves out ended rows, the oldest first, until the rest fits; then the oldest of all.
@@ -122,6 +148,10 @@ impl Row {
                 if !self.amount.is_empty() && room > self.amount.len() + NARROWEST_NAME + 8 {
                     amount = format!(" {}", self.amount);
                     room -= amount.len();
+                    if !self.outlook.is_empty() && room > self.outlook.len() + self.text.chars().count().min(LONG_NAME) + 1 {
+                        amount = format!("{amount} {}", self.outlook);
+                        room -= self.outlook.len() + 1;
+                    }
                 }
                 if room < NARROWEST_NAME + 4 {
                     return None;

@@ -1,7 +1,7 @@
 //! Scripts of events and the terminal frames that they become.
 
 use super::*;
-use kiln::event::{Event, TaskId};
+use kiln::event::{Event, Stream, TaskId};
 
 const STYLE: Style = Style { phase: "Building", colour: false, log_window: 6 };
 
@@ -14,7 +14,7 @@ fn finished(id: usize, outcome: Outcome, at: f64) -> Event {
 }
 
 fn log(id: usize, text: &str) -> Event {
-    Event::Log { task: TaskId(id), at: Duration::ZERO, data: text.as_bytes().to_vec() }
+    Event::Log { task: TaskId(id), stream: Stream::Out, at: Duration::ZERO, data: text.as_bytes().to_vec() }
 }
 
 fn draw(events: &[Event], now: f64, size: (usize, usize), last: bool) -> Vec<String> {
@@ -87,6 +87,31 @@ fn a_running_build_has_a_window_on_its_log() {
             " => => # 100%",
         ]
     );
+}
+
+#[test]
+fn a_transfer_has_a_speed_and_a_time_left() {
+    let status = |current, at: f64, done| Event::Status {
+        task: TaskId(1),
+        name: "sha256:44db00de8944aa64ac0dd2b44fa21f95f21651c5937f5a88b4dcd3544edee88a".into(),
+        current,
+        total: Some(45_000_000),
+        done,
+        at: Duration::from_secs_f64(at),
+    };
+    let mut events = vec![started(1, "[1/2] FROM x", 0.0), status(0, 0.0, false), status(20_000_000, 2.0, false)];
+    let line = |events: &[Event], now, width| draw(events, now, (width, 24), false).swap_remove(2);
+    let rows = [
+        (2.0, 100, " => => sha256:44db00de8944aa64ac0dd2b44fa21f95f21651c59 20.00MB / 45.00MB 10.00MB/s, 3s left   2.0s"),
+        // What stands still gets slower.
+        (4.0, 80, " => => sha256:44db00de8944aa64ac0dd2 20.00MB / 45.00MB 5.00MB/s, 5s left   4.0s"),
+        (4.0, 60, " => => sha256:44db00de8944aa64ac0d 20.00MB / 45.00MB   4.0s"),
+    ];
+    for (now, width, want) in rows {
+        assert_eq!(line(&events, now, width), want, "{width}");
+    }
+    events.push(status(45_000_000, 5.0, true));
+    assert!(!line(&events, 6.0, 100).contains("/s"), "{}", line(&events, 6.0, 100));
 }
 
 #[test]
