@@ -19,6 +19,7 @@ use std::time::Instant;
 use crate::support::alike;
 use crate::support::archive::Image;
 use crate::support::case;
+use crate::support::container::Container;
 use crate::support::home::{Home, Outcome, finish};
 use crate::support::host::own_uid;
 use crate::support::lab::{Registry, RegistryOptions, workspace};
@@ -132,6 +133,29 @@ fn every(home: &Home, mode: &str, alike: Alike, images: &[&str], kiln: impl Fn(V
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Builds `images` by root of a container, with `options` before the command and `store` (a path, or one below the home), and
+/// compares the bytes.
+fn contained(
+    test: &str,
+    container: Result<Container<'_>, String>,
+    mode: &str,
+    (images, options, store): (&[&str], &[&str], &str),
+) {
+    if !comparable(test) {
+        return;
+    }
+    let container = match container {
+        Ok(container) => container,
+        Err(reason) => return skipped(test, &reason),
+    };
+    let home = Home::new();
+    home.mirror(BASES.host());
+    every(&home, mode, Alike::Same, images, |args| {
+        let before = ["kiln"].iter().chain(options).chain(&["--root"]).map(OsString::from);
+        container.run(&home, before.chain([home.path(store).into_os_string()]).chain(args))
+    });
 }
 
 /// Whether there is a mode A to compare with; says that the test is skipped when there is none.

@@ -2,25 +2,12 @@
 
 use std::process::Command;
 
-use super::{Alike, BASES, WITH_DEVICES, comparable, every};
+use super::{Alike, BASES, WITH_DEVICES, comparable, contained, every};
 use crate::support::container::Container;
 use crate::support::home::{Home, finish};
-use crate::support::skip::skipped;
 
 fn the_same_bytes(test: &str, container: Result<Container<'_>, String>, store: &str) {
-    if !comparable(test) {
-        return;
-    }
-    let container = match container {
-        Ok(container) => container,
-        Err(reason) => return skipped(test, &reason),
-    };
-    let home = Home::new();
-    home.mirror(BASES.host());
-    every(&home, "chroot", Alike::Same, &WITH_DEVICES, |args| {
-        let root = ["kiln".into(), "--isolation=chroot".into(), "--root".into(), home.path(store).into_os_string()];
-        container.run(&home, root.into_iter().chain(args))
-    });
+    contained(test, container, "chroot", (&WITH_DEVICES, &["--isolation=chroot"], store));
 }
 
 #[test]

@@ -1,24 +1,10 @@
 //! Mode D: root of a container that allows user namespaces, with masks over its `/proc`, builds the images.
 
-use super::{Alike, BASES, IMAGES, comparable, every};
+use super::{IMAGES, contained};
 use crate::support::container::{Container, LENIENT};
-use crate::support::home::Home;
-use crate::support::skip::skipped;
 
 fn the_same_bytes(test: &str, container: Result<Container<'_>, String>, store: &str) {
-    if !comparable(test) {
-        return;
-    }
-    let container = match container {
-        Ok(container) => container,
-        Err(reason) => return skipped(test, &reason),
-    };
-    let home = Home::new();
-    home.mirror(BASES.host());
-    every(&home, "nested", Alike::Same, &IMAGES, |args| {
-        let root = ["kiln".into(), "--root".into(), home.path(store).into_os_string()];
-        container.run(&home, root.into_iter().chain(args))
-    });
+    contained(test, container, "nested", (&IMAGES, &[], store));
 }
 
 #[test]
