@@ -7,10 +7,12 @@ use kiln_oci::digest::{Digest, Hasher};
 use reqwest::Method;
 use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
 
-use crate::Repository;
-use crate::error::{Error, ErrorKind, temporary_status};
+use url::Url;
+
+use crate::error::{Error, ErrorKind};
 use crate::exchange::{Ask, Exchange, Fault, Patience};
 use crate::transport::Incoming;
+use crate::{Repository, RetryPolicy};
 
 /// A try that brought at least this much was not in vain: the count of tries begins anew.
 const WORTHWHILE: u64 = 64 << 10;
@@ -29,44 +31,44 @@ impl<'a> Download<'a> {
         Self { descriptor, hasher: Hasher::new(), received: 0, sink, progress }
     }
 
-    /// Fetches what is missing from one host.
+    /// Fetches what is missing from one registry.
     pub(crate) fn fetch(&mut self, exchange: &Exchange<'_>, repository: &Repository) -> Result<(), Error> {
-        let mut ask =
-            Ask::new(Method::GET, exchange.endpoint.url(repository.path(), &format!("blobs/{}", self.descriptor.digest)));
-        let mut patience = Patience::new(&exchange.options.retry);
+        let url = exchange.endpoint.url(repository.path(), &format!("blobs/{}", self.descriptor.digest));
+        self.fetch_from(&RegistryBlob { exchange, url })
+    }
+
+    /// Fetches what is missing from wherever it is.
+    pub(crate) fn fetch_from(&mut self, source: &dyn Source) -> Result<(), Error> {
+        let mut patience = Patience::new(source.policy());
         let mut ranges = true;
         loop {
             let before = self.received;
-            if before > 0 && ranges {
-                let range = HeaderValue::from_str(&format!("bytes={before}-"))
-                    .map_err(|_| exchange.error(ErrorKind::Protocol("range".to_owned())))?;
-                ask.headers.insert(RANGE, range);
-            }
-            let fault = match exchange.once(&ask).and_then(|incoming| self.take(exchange, incoming)) {
+            let range = (before > 0 && ranges).then(|| HeaderValue::from_str(&format!("bytes={before}-")).ok()).flatten();
+            let asked_for_range = range.is_some();
+            let fault = match source.open(range).and_then(|incoming| self.take(source, incoming)) {
                 Ok(()) => return Ok(()),
                 Err(fault) => fault,
             };
             // A server that doesn't take the range gives the whole again, of which the beginning is passed over.
-            if ranges && ask.headers.remove(RANGE).is_some() && is_about_ranges(&fault.kind) {
+            if asked_for_range && is_about_ranges(&fault.kind) {
                 ranges = false;
                 continue;
             }
             if self.received - before >= WORTHWHILE {
                 patience.renew();
             }
-            exchange.pause(&mut patience, fault)?;
+            source.pause(&mut patience, fault)?;
         }
     }
 
-    fn take(&mut self, exchange: &Exchange<'_>, mut incoming: Incoming<'_>) -> Result<(), Fault> {
+    fn take(&mut self, source: &dyn Source, mut incoming: Incoming<'_>) -> Result<(), Fault> {
         let size = self.descriptor.size;
         let mut skip = match incoming.status.as_u16() {
             // The whole blob, although a part was asked for: what came already is passed over.
             200 => self.received,
             206 if range_start(&incoming) == Some(self.received) => 0,
             206 => return Err(ErrorKind::Protocol(format!("{OTHER_RANGE} from byte {} on", self.received)).into()),
-            status if temporary_status(status) => return Err(exchange.refusal(incoming)),
-            _ => return Err(exchange.refusal(incoming)),
+            _ => return Err(source.refusal(incoming)),
         };
         if let Some(length) = incoming.content_length() {
             let announced = (self.received - skip).saturating_add(length);
@@ -99,6 +101,46 @@ impl<'a> Download<'a> {
             return Err(ErrorKind::DigestMismatch { source_of: "the content", expected, actual: actual.to_string() }.into());
         }
         Ok(())
+    }
+}
+
+/// Where a download's bytes come from, a range at a time.
+pub(crate) trait Source {
+    /// Asks for the bytes, of the range if there is one.
+    fn open(&self, range: Option<HeaderValue>) -> Result<Incoming<'_>, Fault>;
+    /// What an answer means that is not the one hoped for.
+    fn refusal(&self, incoming: Incoming<'_>) -> Fault;
+    /// Waits before the next try, or ends with the fault.
+    fn pause(&self, patience: &mut Patience<'_>, fault: Fault) -> Result<(), Error>;
+    /// How often it is tried.
+    fn policy(&self) -> &RetryPolicy;
+}
+
+/// A blob in a registry.
+struct RegistryBlob<'a> {
+    exchange: &'a Exchange<'a>,
+    url: Url,
+}
+
+impl Source for RegistryBlob<'_> {
+    fn open(&self, range: Option<HeaderValue>) -> Result<Incoming<'_>, Fault> {
+        let mut ask = Ask::new(Method::GET, self.url.clone());
+        if let Some(range) = range {
+            ask.headers.insert(RANGE, range);
+        }
+        self.exchange.once(&ask)
+    }
+
+    fn refusal(&self, incoming: Incoming<'_>) -> Fault {
+        self.exchange.refusal(incoming)
+    }
+
+    fn pause(&self, patience: &mut Patience<'_>, fault: Fault) -> Result<(), Error> {
+        self.exchange.pause(patience, fault)
+    }
+
+    fn policy(&self) -> &RetryPolicy {
+        &self.exchange.options.retry
     }
 }
 

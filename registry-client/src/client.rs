@@ -260,6 +260,11 @@ impl Client {
         referrers::push(&exchange, repository, media_type, bytes)
     }
 
+    /// What carries requests to services besides registries.
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
     fn check_version(&self, auth: &Auth, action: &'static str, registry: &str) -> Result<()> {
         let endpoint = self.target(&Repository::of_registry(registry))?;
         let operation = endpoint.operation(action, "");

@@ -234,7 +234,8 @@ fn rule<'o>(options: &'o Options, repository: &Repository) -> Result<Option<&'o 
     }
 }
 
-fn trust(options: &Options, settings: Option<&RegistryOptions>, host: &str) -> Trust {
+/// Which connections may be used to a host that the user named.
+pub(crate) fn trust(options: &Options, settings: Option<&RegistryOptions>, host: &str) -> Trust {
     let mut found = certs(&options.certs_folders, host);
     if found.is_none() && host == HUB.0 {
         found = certs(&options.certs_folders, HUB.1);

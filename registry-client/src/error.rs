@@ -86,6 +86,9 @@ pub enum ErrorKind {
     /// Any other status than the protocol foresees here.
     #[error("the registry answered {0}")]
     Answered(Answer),
+    /// A service that is no registry (a bucket, a cache service) refused.
+    #[error("the service answered {0}")]
+    Service(Answer),
     /// No connection came about.
     #[error("cannot reach {host}: {cause}")]
     Unreachable {
@@ -245,6 +248,12 @@ impl Answer {
         Self { status, errors, text }
     }
 
+    /// The same of a service whose error documents this crate doesn't read as a registry's: a code and a message were found in it.
+    pub(crate) fn told(status: u16, code: &str, message: &str) -> Self {
+        let error = SpecError { code: printable(code, 64), message: printable(message, 300) };
+        Self { status, errors: vec![error], text: String::new() }
+    }
+
     /// Whether one of the errors has this code.
     pub fn has_code(&self, code: &str) -> bool {
         self.errors.iter().any(|error| error.code == code)
@@ -341,8 +350,24 @@ impl Error {
             ),
             ErrorKind::Unreachable { cause, .. } | ErrorKind::Tls { cause, .. } => connection_hint(host, cause),
             ErrorKind::Credentials(error) => error.hint(),
+            ErrorKind::Service(answer) => service_hint(answer),
             _ => None,
         }
+    }
+}
+
+fn service_hint(answer: &Answer) -> Option<String> {
+    let has = |codes: &[&str]| codes.iter().any(|code| answer.has_code(code));
+    if has(&["PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"]) {
+        Some("the bucket may be in another region: set `region=`".to_owned())
+    } else if has(&["InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"]) {
+        Some("check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN".to_owned())
+    } else if answer.status == 403 {
+        Some("what is needed on the bucket: s3:ListBucket, s3:GetObject, and s3:PutObject to write".to_owned())
+    } else if answer.status == 401 {
+        Some("the token may have expired; ACTIONS_RUNTIME_TOKEN is only good for the job that it was given to".to_owned())
+    } else {
+        None
     }
 }
 
@@ -369,7 +394,7 @@ impl ErrorKind {
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::RateLimited { .. } | Self::Unreachable { .. } | Self::Interrupted { .. } | Self::Stalled(_) => true,
-            Self::Answered(answer) | Self::Token { answer, .. } => temporary_status(answer.status),
+            Self::Answered(answer) | Self::Service(answer) | Self::Token { answer, .. } => temporary_status(answer.status),
             _ => false,
         }
     }

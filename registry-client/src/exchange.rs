@@ -224,7 +224,7 @@ impl<'p> Patience<'p> {
     }
 
     /// The pause before the next try; `None` when there is none.
-    fn next(&mut self, asked: Option<Duration>) -> Option<Duration> {
+    pub(crate) fn next(&mut self, asked: Option<Duration>) -> Option<Duration> {
         let RetryPolicy { attempts, first_pause, longest_pause, total_pause } = *self.policy;
         if self.tries >= attempts {
             return None;

@@ -4,9 +4,11 @@
 //! A place holds *layers*, by digest, and *documents*, which say what the layers are good for. A document is written last and
 //! appears whole, so that who reads it finds all that it speaks of (unless the place has thrown something away since).
 
+mod annotations;
 mod document;
 mod local;
 mod registry;
+mod s3;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,6 +26,7 @@ use crate::error::Error;
 pub use document::Form;
 pub use local::LocalPlace;
 pub use registry::RegistryPlace;
+pub use s3::S3Place;
 
 /// BuildKit's document about steps.
 pub const CACHE_CONFIG: &str = "application/vnd.buildkit.cacheconfig.v0";
@@ -126,6 +129,8 @@ pub enum Place {
     Registry(RegistryPlace),
     /// A folder with the OCI image layout.
     Local(LocalPlace),
+    /// A bucket.
+    S3(S3Place),
 }
 
 impl Place {
@@ -137,6 +142,7 @@ impl Place {
         let backend: Arc<dyn Backend> = match self {
             Place::Registry(place) => Arc::new(registry::Registry::new(place, &engine.registry)?),
             Place::Local(place) => Arc::new(local::Local::new(place)),
+            Place::S3(place) => Arc::new(s3::S3::new(place, &engine.registry)?),
         };
         engine.places.add(&backend);
         Ok(backend)
