@@ -115,7 +115,7 @@ impl Bucket {
             let incoming = self.service.patiently(&call.operation, &|| call.request(Method::HEAD, ""))?;
             match incoming.status.as_u16() {
                 // What was wrong stands in a body, which only a GET has.
-                403 => {
+                400 | 403 => {
                     self.service.document(&call.operation, u64::MAX, &|| {
                         let mut request = call.request(Method::GET, "")?;
                         request.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
@@ -162,7 +162,7 @@ impl Bucket {
         })
     }
 
-    /// Writes an object whose bytes `open` gives from a position on; the server checks them. A large one goes in parts.
+    /// Writes an object whose bytes `open` gives from a position on; they are checked on the way. A large one goes in parts.
     ///
     /// # Errors
     /// The service can't be reached or refuses, or the source fails or is another one than the descriptor says.
@@ -175,14 +175,13 @@ impl Bucket {
     ) -> Result<()> {
         let call = self.call("write", key)?;
         if descriptor.size <= PART {
+            let mut body = Vec::new();
+            let read = open(0).and_then(|source| source.take(PART + 1).read_to_end(&mut body));
+            read.map_err(|error| Error::new(call.operation.clone(), ErrorKind::Local(error)))?;
+            self.check(&call, descriptor, body.len() as u64, Digest::of(&body))?;
+            let body = Bytes::from(body);
             return self.clocked(&call, |call| {
-                let make = || {
-                    let body = match descriptor.size {
-                        0 => Body::None,
-                        len => Body::Stream { source: open(0).map_err(ErrorKind::Local)?, len, progress },
-                    };
-                    call.with_body(Method::PUT, "", body, &descriptor.digest)
-                };
+                let make = || call.with_body(Method::PUT, "", service::bytes(&body, progress), &descriptor.digest);
                 self.accepted(call, self.service.patiently(&call.operation, &make)?).map(drop)
             });
         }
@@ -282,12 +281,22 @@ impl Bucket {
             tags.push(headers.get(ETAG).and_then(|tag| tag.to_str().ok()).unwrap_or_default().to_owned());
             from += len;
         }
-        let actual = hasher.finish();
-        if actual != descriptor.digest {
-            let (source_of, expected) = ("the source", descriptor.digest);
-            return Err(fail(ErrorKind::DigestMismatch { source_of, expected, actual: actual.to_string() }));
-        }
+        let more = source.read(&mut [0]).map_err(|error| fail(ErrorKind::Local(error)))? as u64;
+        self.check(call, descriptor, size + more, hasher.finish())?;
         Ok(tags)
+    }
+
+    /// Whether what a source gave is what its descriptor says.
+    fn check(&self, call: &Call<'_>, descriptor: &Descriptor, actual: u64, digest: Digest) -> Result<()> {
+        let (source_of, expected) = ("the source", descriptor.digest);
+        let kind = if actual != descriptor.size {
+            ErrorKind::SizeMismatch { expected: descriptor.size, actual }
+        } else if digest != expected {
+            ErrorKind::DigestMismatch { source_of, expected, actual: digest.to_string() }
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(call.operation.clone(), kind))
     }
 
     /// Puts the parts together. S3 may begin its answer with 200 and say only then that it failed.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::type_complexity, clippy::print_stderr, clippy::print_stdout)]
 
 mod auth;
+mod bucket;
 mod cutter;
 mod download;
 mod environment;
@@ -14,6 +15,7 @@ mod real;
 mod referrers;
 mod registry_process;
 mod resume;
+mod s3;
 mod scripted;
 mod serving;
 mod token_server;
