@@ -10,26 +10,21 @@ use kiln_frontend::ignore::PatternMatcher;
 use kiln_frontend::{Diagnostic, LowerOptions, Lowered, NamedContext, NamedKind, Parsed, Source, lower, parse};
 use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::Digest;
-use kiln_oci::manifest::Raw;
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
-use kiln_store::{ImageRecord, LayerRecord};
 
 use crate::bases::{Missing, ResolvedBases};
 use crate::context::source::{self, Access, Located};
 use crate::context::{self, Context, ContextError};
 use crate::engine::Engine;
 use crate::error::{Error, StepError};
-use crate::event::Task;
-use crate::export::form::Form;
+use crate::export::assemble::Built;
 use crate::export::layout::{self, Layouts};
-use crate::export::pack;
 use crate::export::verify::verify_layers;
-use crate::image::{self, NewLayer};
+use crate::export::write;
 use crate::ops::http;
-use crate::request::{BuildRequest, ContextSource, DockerfileSource, NamedSource, Output};
-use crate::solve::{Contexts, LazyContext, Solved, Work, solve};
-use crate::transfer;
+use crate::request::{BuildRequest, ContextSource, DockerfileSource, NamedSource};
+use crate::solve::{Contexts, LazyContext, Work, solve};
 
 /// The build argument that keeps `.git` in a context that is a repository (Docker, "Keep git directory").
 const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
@@ -39,12 +34,19 @@ const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
 pub struct BuildOutcome {
     /// In which mode commands were run, or would have been.
     pub sandbox: String,
-    /// The image's id: the digest of its configuration.
-    pub image_id: Digest,
-    /// Its manifest, when an output or a push needed one.
-    pub manifest: Option<Descriptor>,
-    /// The names that it got.
-    pub names: Vec<Reference>,
+    /// The digest of the configuration; `None` when there are several images, or none.
+    pub config: Option<Digest>,
+    /// The manifest or index, when an output needed one.
+    pub descriptor: Option<Descriptor>,
+    /// The names that the image got.
+    pub names: Vec<String>,
+}
+
+impl BuildOutcome {
+    /// What BuildKit's clients call the image's id: the digest of its configuration, or else that of its index.
+    pub fn image_id(&self) -> Option<Digest> {
+        self.config.or(self.descriptor.as_ref().map(|descriptor| descriptor.digest))
+    }
 }
 
 /// Which part of a Dockerfile is lowered, and beside what.
@@ -79,6 +81,17 @@ impl From<Error> for Rejected {
     }
 }
 
+/// What every platform of a build is made of.
+struct Plan<'a> {
+    engine: &'a Engine,
+    request: &'a BuildRequest,
+    source: &'a Arc<Source>,
+    parsed: &'a Parsed,
+    ignore: &'a PatternMatcher,
+    context_epoch: Option<u64>,
+    contexts: &'a Contexts<'a>,
+}
+
 /// Builds what `request` says, to the end: named in the store, written to files, pushed.
 pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Error> {
     if *engine.mode() != kiln_runner::Mode::Root {
@@ -87,17 +100,6 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
     let main = locate_main(engine, request)?;
     let (source, parsed, path) = load_definition(engine, request, &main)?;
     let ignore = load_main_ignore(engine, &main, path.as_deref())?;
-    let scope = Scope { all_stages: false, ignore: ignore.clone(), context_epoch: main.epoch };
-    let lowered = lower_all(engine, request, &source, &parsed, scope);
-    let (mut build, bases) = lowered.map_err(|rejected| rejected.tell(engine, &source))?;
-    engine.events.lints(&source, std::mem::take(&mut build.warnings));
-
-    let clock = build.epoch.map_or(request.clock, |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-    let now = humantime::format_rfc3339(clock).to_string();
-    if build.epoch.is_some() {
-        // Also of what a cache made at another time.
-        build.image.history.iter_mut().for_each(|entry| entry.created = Some(now.clone()));
-    }
     let located: Vec<OnceLock<Located>> = request.named_contexts.iter().map(|_| OnceLock::new()).collect();
     let named = request
         .named_contexts
@@ -111,42 +113,77 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
         }),
         named: named.collect(),
     };
-    let work = Work {
-        engine,
-        source: &source,
-        graph: &build.graph,
-        bases: &bases,
-        contexts: &contexts,
-        git: &request.git,
-        caching: &request.caching,
-        shm_size: request.shm_size,
-        limits: &request.limits,
-        group: &request.group,
-        grants: &request.grants,
-        on_failure: &request.on_failure,
-        now: &now,
-        clock,
-    };
     for flag in lacking(engine, request) {
         engine.events.warn(format!("`{flag}` is not enforced: this machine has no control group that kiln could set it for"));
     }
-    let solved = match build.target {
-        Some(target) => solve(&work, &[target])?.into_iter().next(),
-        None => None,
+    let plan = Plan {
+        engine,
+        request,
+        source: &source,
+        parsed: &parsed,
+        ignore: &ignore,
+        context_epoch: main.epoch,
+        contexts: &contexts,
     };
+    let built = request.platforms.iter().map(|platform| plan.build(platform)).collect::<Result<Vec<_>, Error>>()?;
     for cause in contexts.opened().filter_map(|context| context.save_memo().err()) {
         engine.events.warn(format!("what the context's files say could not be remembered: {cause}"));
     }
     engine.check()?;
+    let written = write::write(engine, request, &built)?;
+    Ok(BuildOutcome {
+        sandbox: engine.mode().name().to_owned(),
+        config: written.config,
+        descriptor: written.descriptor,
+        names: written.names,
+    })
+}
 
-    let task = engine.events.start("exporting to image");
-    let exported = export(engine, request, &build.image, solved, &now, &task);
-    let (image_id, manifest) = task.end_with(exported)?;
-    let manifest = match request.push {
-        true => push_all(engine, request)?.or(manifest),
-        false => manifest,
-    };
-    Ok(BuildOutcome { sandbox: engine.mode().name().to_owned(), image_id, manifest, names: request.tags.clone() })
+impl Plan<'_> {
+    /// Lowers and solves the build for one platform.
+    fn build(&self, platform: &Platform) -> Result<Built, Error> {
+        let (engine, request) = (self.engine, self.request);
+        let scope = Scope { all_stages: false, ignore: self.ignore.clone(), context_epoch: self.context_epoch };
+        let lowered = lower_all(engine, request, platform, self.source, self.parsed, scope);
+        let (mut build, bases) = lowered.map_err(|rejected| rejected.tell(engine, self.source))?;
+        engine.events.lints(self.source, std::mem::take(&mut build.warnings));
+        let clock = build.epoch.map_or(request.clock, |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        let now = humantime::format_rfc3339(clock).to_string();
+        if build.epoch.is_some() {
+            // Also of what a cache made at another time.
+            build.image.history.iter_mut().for_each(|entry| entry.created = Some(now.clone()));
+        }
+        let work = Work {
+            engine,
+            source: self.source,
+            graph: &build.graph,
+            bases: &bases,
+            contexts: self.contexts,
+            git: &request.git,
+            caching: &request.caching,
+            shm_size: request.shm_size,
+            limits: &request.limits,
+            group: &request.group,
+            grants: &request.grants,
+            on_failure: &request.on_failure,
+            now: &now,
+            clock,
+        };
+        let solved = match build.target {
+            Some(target) => solve(&work, &[target])?.into_iter().next(),
+            None => None,
+        };
+        let layers = match solved.and_then(|solved| solved.layer) {
+            Some(top) => engine.store.layers().chain(&top)?,
+            None => Vec::new(),
+        };
+        if request.verify_layers {
+            let task = engine.events.start("verifying layers");
+            let verified = verify_layers(engine, &layers, &task);
+            task.end_with(verified)?;
+        }
+        Ok(Built { platform: platform.clone(), template: build.image, layers, now, epoch: build.epoch })
+    }
 }
 
 /// Makes a folder of the build context.
@@ -266,6 +303,7 @@ fn load_ignore(engine: &Engine, name: &str, folder: &Path, dockerfile: Option<&P
 pub(crate) fn lower_all(
     engine: &Engine,
     request: &BuildRequest,
+    platform: &Platform,
     source: &Arc<Source>,
     parsed: &Parsed,
     scope: Scope,
@@ -277,7 +315,7 @@ pub(crate) fn lower_all(
         target: language.target.clone(),
         labels: language.labels.clone(),
         build_platform: Platform::host(),
-        target_platform: language.platform.clone(),
+        target_platform: platform.clone(),
         proxy_args: language.proxy_args.clone(),
         network: language.network,
         no_cache_filter: request.caching.disabled_stages.clone(),
@@ -345,101 +383,4 @@ fn open_context(engine: &Engine, located: &Located, ignore: &PatternMatcher) -> 
         engine.store.memo_file(&whole)
     });
     Context::open(folder, ignore.clone(), memo)
-}
-
-fn export(
-    engine: &Engine,
-    request: &BuildRequest,
-    template: &kiln_frontend::ImageTemplate,
-    solved: Option<Solved>,
-    now: &str,
-    task: &Task,
-) -> Result<(Digest, Option<Descriptor>), Error> {
-    let top = solved.and_then(|solved| solved.layer);
-    let layers: Vec<LayerRecord> = match &top {
-        Some(top) => engine.store.layers().chain(top)?,
-        None => Vec::new(),
-    };
-    if request.verify_layers {
-        verify_layers(engine, &layers, task)?;
-    }
-    task.status("exporting layers", 0, None);
-    // A manifest is the only place where annotations can be.
-    let wants_blobs = request.push || !request.outputs.is_empty() || !request.annotations.is_empty();
-    let diff_ids = std::thread::scope(|scope| {
-        // The name at the end waits until everything is on disk; what new layers hold can get there while they are packed.
-        let is_new = layers.iter().any(|layer| layer.diff_id.is_none());
-        let early = is_new.then(|| scope.spawn(|| engine.store.barrier()));
-        let diff_ids = if wants_blobs {
-            layers
-                .iter()
-                .map(|layer| Ok(pack::packed(engine, layer, &Form::DEFAULT, false, task)?.diff_id))
-                .collect::<Result<Vec<_>, Error>>()
-        } else {
-            pack::diff_ids(engine, &layers)
-        };
-        // The kernel tells of a failed write only once, so this answer counts.
-        if let Some(Ok(synced)) = early.map(std::thread::ScopedJoinHandle::join) {
-            synced?;
-        }
-        diff_ids
-    })?;
-    task.status_done("exporting layers", 0, None);
-    let base = template.config.rootfs.diff_ids.len();
-    let new: Vec<NewLayer> = diff_ids
-        .iter()
-        .zip(&layers)
-        .skip(base)
-        .map(|(diff_id, layer)| NewLayer { diff_id: *diff_id, created: layer.created.clone().unwrap_or_else(|| now.to_owned()) })
-        .collect();
-    let config = Raw::write(image::complete(template, &new, now)).map_err(Error::internal("write the image configuration"))?;
-    let image_id = engine.store.blobs().put_bytes(config.bytes())?;
-    let mut record = ImageRecord {
-        name: None,
-        config: image_id,
-        layers: layers.iter().map(|layer| layer.id.clone()).collect(),
-        manifest: None,
-        blobs: Vec::new(),
-        created: config.value().created.clone(),
-        platform: Some(config.value().platform()),
-    };
-    let mut manifest = None;
-    if wants_blobs {
-        let packed = transfer::packed_image(engine, &mut record, &request.annotations, &Form::DEFAULT, task)?;
-        manifest = Some(packed.descriptor.clone());
-        for output in &request.outputs {
-            write_output(engine, request, output, &packed, task)?;
-        }
-    }
-    task.status_done(&format!("writing image {image_id}"), 0, None);
-    if request.tags.is_empty() {
-        engine.store.images().set(&record)?;
-    }
-    for name in &request.tags {
-        record.name = Some(name.clone());
-        engine.store.images().set(&record)?;
-        task.status_done(&format!("naming to {name}"), 0, None);
-    }
-    Ok((image_id, manifest))
-}
-
-fn write_output(
-    engine: &Engine,
-    request: &BuildRequest,
-    output: &Output,
-    packed: &transfer::PackedImage,
-    task: &Task,
-) -> Result<(), Error> {
-    let images = [crate::export::archive::Member { names: request.tags.clone(), image: packed }];
-    crate::export::archive::write(engine, &images, output.format, output.dest.as_deref(), task)
-}
-
-fn push_all(engine: &Engine, request: &BuildRequest) -> Result<Option<Descriptor>, Error> {
-    let mut last = None;
-    for name in &request.tags {
-        let task = engine.events.start(format!("pushing {name}"));
-        let pushed = transfer::push_in(engine, name, &task);
-        last = Some(task.end_with(pushed)?);
-    }
-    Ok(last)
 }

@@ -30,10 +30,11 @@ pub fn check(engine: &Engine, request: &BuildRequest) -> Result<Checked, Error> 
     let definition = define(engine, request, true)?;
     let Definition { source, parsed, path, ignore, context_epoch } = definition;
     let all_stages = request.language.target.as_ref().is_none_or(String::is_empty);
-    let (warnings, error) = match lower_all(engine, request, &source, &parsed, Scope { all_stages, ignore, context_epoch }) {
-        Ok((build, _)) => (build.warnings, None),
-        Err(rejected) => (rejected.warnings, Some(rejected.error)),
-    };
+    let (warnings, error) =
+        match lower_all(engine, request, &request.platforms[0], &source, &parsed, Scope { all_stages, ignore, context_epoch }) {
+            Ok((build, _)) => (build.warnings, None),
+            Err(rejected) => (rejected.warnings, Some(rejected.error)),
+        };
     if let Some(error @ Error::Interrupted) = error {
         return Err(error);
     }
@@ -44,7 +45,8 @@ pub fn check(engine: &Engine, request: &BuildRequest) -> Result<Checked, Error> 
 /// Lists what the target can be given from outside.
 pub fn outline(engine: &Engine, request: &BuildRequest) -> Result<(Outline, Arc<Source>), Error> {
     let Definition { source, parsed, ignore, context_epoch, .. } = define(engine, request, true)?;
-    let lowered = lower_all(engine, request, &source, &parsed, Scope { all_stages: false, ignore, context_epoch });
+    let lowered =
+        lower_all(engine, request, &request.platforms[0], &source, &parsed, Scope { all_stages: false, ignore, context_epoch });
     let (build, _) = lowered.map_err(|rejected| rejected.tell(engine, &source))?;
     engine.events.lints(&source, build.warnings);
     Ok((build.outline, source))

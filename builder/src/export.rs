@@ -1,11 +1,13 @@
 //! Hides how a solved build becomes something a person can name or hold: a name in the store, a file, a pushed image.
 
 pub mod archive;
+pub mod assemble;
 pub mod form;
 pub(crate) mod layout;
 pub mod load;
 pub mod pack;
 pub(crate) mod verify;
+pub(crate) mod write;
 
 pub use archive::save;
 pub use form::{CompressionChoice, CompressionKind, Form};

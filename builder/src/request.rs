@@ -1,6 +1,5 @@
 //! Hides nothing: what a build is to do, after the command line's flags became meaning.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -12,10 +11,13 @@ use kiln_runner::{GroupLimits, Limit};
 
 use crate::attest::AttestationRequest;
 use crate::grant::Grants;
-
 use crate::ops::failed::OnFailure;
 use crate::ops::git::GitEnvironment;
 pub use crate::remote_cache::request::CacheRequest;
+
+mod output;
+
+pub use output::{Annotations, ArchiveFormat, Destination, FilesForm, FolderMode, ImageOptions, Name, Output, Scope};
 
 /// One build, complete and valid.
 #[derive(Debug, Clone)]
@@ -26,12 +28,10 @@ pub struct BuildRequest {
     pub named_contexts: Vec<(String, NamedSource)>,
     /// Where the Dockerfile is.
     pub dockerfile: DockerfileSource,
-    /// What the Dockerfile is told: arguments, labels, target, platforms.
+    /// What the Dockerfile is told: arguments, labels, target.
     pub language: LanguageOptions,
     /// Which cached results may be used.
     pub caching: Caching,
-    /// Caches that are shared with others.
-    pub caches: CacheRequest,
     /// Lines for `/etc/hosts` in RUN: name and address.
     pub extra_hosts: Vec<(String, String)>,
     /// The size of `/dev/shm` in RUN, in bytes.
@@ -44,16 +44,18 @@ pub struct BuildRequest {
     pub grants: Grants,
     /// What is to be done when a RUN fails.
     pub on_failure: OnFailure,
-    /// What is written beside the image.
-    pub annotations: Annotations,
-    /// Names for the image in the store.
+    /// The platforms of the image, at least one; several make an index.
+    pub platforms: Vec<Platform>,
+    /// Names for the image in the store, when there are no outputs.
     pub tags: Vec<Reference>,
-    /// Whether the tags are pushed to their registries when the image is complete.
-    pub push: bool,
+    /// What is to become of the image; without any, the store keeps it.
+    pub outputs: Vec<Output>,
+    /// Caches that are shared with others.
+    pub caches: CacheRequest,
+    /// Whether what the build stands on is written down or was.
+    pub pins: PinMode,
     /// What git sees of the process's environment.
     pub git: GitEnvironment,
-    /// Files to write.
-    pub outputs: Vec<Output>,
     /// Whether the trees of all layers of the result are proved to be what they were.
     pub verify_layers: bool,
     /// What is said about the image beside it.
@@ -131,8 +133,6 @@ pub struct LanguageOptions {
     pub target: Option<String>,
     /// `--label`.
     pub labels: Vec<(String, String)>,
-    /// The platform of the image.
-    pub platform: Platform,
     /// Predefined proxy arguments from the environment: set in RUN, in no cache key.
     pub proxy_args: Vec<(String, String)>,
     /// `--network`.
@@ -150,36 +150,10 @@ pub struct Caching {
     pub pull: bool,
 }
 
-/// What is written beside an image (OCI image specification, "Annotations").
+/// Whether the digests of what a build stands on are written down, or have to be those that were.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Annotations {
-    /// Into its manifest.
-    pub manifest: BTreeMap<String, String>,
-    /// Into the descriptor that names the manifest.
-    pub descriptor: BTreeMap<String, String>,
-}
-
-impl Annotations {
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.manifest.is_empty() && self.descriptor.is_empty()
-    }
-}
-
-/// A file to write the image to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
-    /// In which form.
-    pub format: ArchiveFormat,
-    /// Where to; `None` is standard output.
-    pub dest: Option<PathBuf>,
-}
-
-/// The form of an image in a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ArchiveFormat {
-    /// A tar of an OCI image layout (`type=oci`).
-    Oci,
-    /// A tar that `docker load` reads (`type=docker`).
-    Docker,
+pub enum PinMode {
+    /// Neither.
+    #[default]
+    Off,
 }

@@ -1,6 +1,7 @@
 //! Hides in which order an image travels: a push sends layers before the configuration before the manifest, and only what the
 //! registry lacks; a pull names the image when everything is there.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Seek as _, SeekFrom};
 use std::sync::Mutex;
 
@@ -22,7 +23,6 @@ use crate::event::Task;
 use crate::export::form::Form;
 use crate::export::pack;
 use crate::ops::source::fetch_layer;
-use crate::request::Annotations;
 
 /// How many blobs travel at once, as Docker does it.
 const TRANSFERS: usize = 5;
@@ -97,7 +97,7 @@ pub(crate) fn push_in(engine: &Engine, reference: &Reference, task: &Task) -> Re
         return Err(Error::Image(ImageError::NotFound { name: reference.familiar() }));
     };
     let repository = Repository::from(reference);
-    let packed = packed_image(engine, &mut record, &Annotations::default(), &Form::DEFAULT, task)?;
+    let packed = packed_image(engine, &mut record, &Form::DEFAULT, task)?;
     task.status("pushing layers", 0, None);
     side_by_side(&packed.layers, |(layer, blob)| {
         engine.check()?;
@@ -136,32 +136,25 @@ pub(crate) struct PackedImage {
 }
 
 /// Packs what isn't packed yet and writes the manifest down, so that the next push or save finds both. Annotations that an
-/// earlier manifest of the image has stay, unless new ones are given.
-pub(crate) fn packed_image(
-    engine: &Engine,
-    record: &mut ImageRecord,
-    annotations: &Annotations,
-    form: &Form,
-    task: &Task,
-) -> Result<PackedImage, Error> {
+/// earlier manifest of the image has stay.
+pub(crate) fn packed_image(engine: &Engine, record: &mut ImageRecord, form: &Form, task: &Task) -> Result<PackedImage, Error> {
     let config = bases::read_config(engine, &record.config)?;
     let layers: Vec<LayerRecord> = match record.layers.last() {
         Some(top) => engine.store.layers().chain(top)?,
         None => Vec::new(),
     };
-    let mut annotations = annotations.clone();
+    let (mut in_manifest, mut in_descriptor) = (BTreeMap::new(), BTreeMap::new());
     if let Some(descriptor) = &record.manifest
         && engine.store.blobs().has(&descriptor.digest)
         && let Ok(manifest) = Raw::<Manifest>::parse(engine.store.blobs().read(&descriptor.digest, MAX_DOCUMENT)?)
-        && annotations.is_empty()
     {
         if manifest.value().layers.len() == layers.len() && fits(engine, &manifest, &layers, form) {
             let descriptor = descriptor.clone();
             let layers = layers.into_iter().zip(manifest.value().layers.clone()).collect();
             return Ok(PackedImage { config, manifest, descriptor, layers });
         }
-        annotations.manifest.clone_from(&manifest.value().annotations);
-        annotations.descriptor.clone_from(&descriptor.annotations);
+        in_manifest.clone_from(&manifest.value().annotations);
+        in_descriptor.clone_from(&descriptor.annotations);
     }
     task.status("exporting layers", 0, None);
     let mut blobs = Vec::with_capacity(layers.len());
@@ -169,9 +162,9 @@ pub(crate) fn packed_image(
         blobs.push(pack::packed(engine, layer, form, false, task)?.descriptor);
     }
     task.status_done("exporting layers", 0, None);
-    let manifest = pack::manifest(&config, &blobs, annotations.manifest)?;
+    let manifest = pack::manifest(&config, &blobs, in_manifest)?;
     let mut descriptor = Descriptor::of(media_type::OCI_MANIFEST, manifest.bytes());
-    descriptor.annotations = annotations.descriptor;
+    descriptor.annotations = in_descriptor;
     engine.store.blobs().put_bytes(manifest.bytes())?;
     task.status_done(&format!("exporting manifest {}", descriptor.digest), 0, None);
     record.manifest = Some(descriptor.clone());

@@ -1,13 +1,12 @@
 //! Hides what stands before the key of `--annotation`: to which documents of which platforms it belongs.
 
-use kiln::request::Annotations;
+use kiln::request::{Annotations, Output, Scope};
 use kiln_oci::platform::Platform;
 
 use super::report::Failure;
 
-/// Reads `[TYPE[PLATFORM],…:]KEY=VALUE` (buildx `util/buildflags/export.go`, BuildKit `exptypes/annotations.go`). `platform` is
-/// the image's; `leaves_kiln` says whether it becomes a document that others read.
-pub(super) fn parse(texts: &[String], platform: &Platform, leaves_kiln: bool) -> Result<Annotations, Failure> {
+/// Reads `[TYPE[PLATFORM],…:]KEY=VALUE` (buildx `util/buildflags/export.go`, BuildKit `exptypes/annotations.go`).
+pub(super) fn parse(texts: &[String]) -> Result<Annotations, Failure> {
     let mut out = Annotations::default();
     for text in texts.iter().filter(|text| !text.is_empty()) {
         let Some((key, value)) = text.split_once('=') else {
@@ -21,20 +20,12 @@ pub(super) fn parse(texts: &[String], platform: &Platform, leaves_kiln: bool) ->
             return Err(Failure::usage(format!("parse annotations: invalid annotation {text:?}: `{key}` can't be a key")));
         }
         for kind in types.split(',') {
-            let (kind, wanted) = kind_and_platform(kind)?;
-            if wanted.is_some_and(|wanted| wanted != *platform) {
-                continue;
-            }
-            let place = match kind {
-                "" | "manifest" => &mut out.manifest,
-                "manifest-descriptor" => &mut out.descriptor,
-                "index" | "index-descriptor" if leaves_kiln => {
-                    return Err(Failure::usage_hint(
-                        "index annotations not supported for single platform export",
-                        format!("write `--annotation manifest:{key}={value}`"),
-                    ));
-                }
-                "index" | "index-descriptor" => continue,
+            let (kind, platform) = kind_and_platform(kind)?;
+            let scope = match kind {
+                "" | "manifest" => Scope::Manifest,
+                "manifest-descriptor" => Scope::ManifestDescriptor,
+                "index" => Scope::Index,
+                "index-descriptor" => Scope::IndexDescriptor,
                 other => {
                     return Err(Failure::usage_hint(
                         format!("parse annotations: unknown annotation type {other:?}"),
@@ -43,10 +34,26 @@ pub(super) fn parse(texts: &[String], platform: &Platform, leaves_kiln: bool) ->
                     ));
                 }
             };
-            place.insert(key.to_owned(), value.to_owned());
+            out.add(scope, platform, key, value);
         }
     }
     Ok(out)
+}
+
+/// Refuses annotations of an index for an image that has none, if it leaves kiln (`leaves_kiln`).
+pub(super) fn check(outputs: &[Output], leaves_kiln: bool, platforms: &[Platform]) -> Result<(), Failure> {
+    if platforms.len() > 1 || !leaves_kiln {
+        return Ok(());
+    }
+    let of_index = |scope: &Scope| matches!(scope, Scope::Index | Scope::IndexDescriptor);
+    let mut items = outputs.iter().filter_map(Output::options).flat_map(|options| &options.annotations.items);
+    match items.find(|(scope, ..)| of_index(scope)) {
+        None => Ok(()),
+        Some((_, _, key, value)) => Err(Failure::usage_hint(
+            "index annotations not supported for single platform export",
+            format!("write `--annotation manifest:{key}={value}`"),
+        )),
+    }
 }
 
 /// `manifest[linux/amd64]`.
@@ -78,8 +85,9 @@ mod tests {
     fn read(text: &str) -> Result<String, String> {
         let platform = Platform::parse("linux/amd64").unwrap();
         let texts: Vec<String> = text.split('|').map(str::to_owned).collect();
-        let found = parse(&texts, &platform, true).map_err(|error| error.to_string())?;
-        Ok(format!("{:?} {:?}", found.manifest, found.descriptor))
+        let found = parse(&texts).map_err(|error| error.to_string())?;
+        let of = |scope| found.of(scope, Some(&platform));
+        Ok(format!("{:?} {:?}", of(Scope::Manifest), of(Scope::ManifestDescriptor)))
     }
 
     #[test]
@@ -115,8 +123,6 @@ mod tests {
             ("MANIFEST:a=1", kind("MANIFEST")),
             ("com.example:thing=1", kind("com.example")),
             ("manifest, index:a=1", kind(" index")),
-            ("index:a=1", "index annotations not supported for single platform export".to_owned()),
-            ("index-descriptor:a=1", "index annotations not supported for single platform export".to_owned()),
             ("=1", "parse annotations: invalid annotation \"=1\": `` can't be a key".to_owned()),
             ("a b=1", "parse annotations: invalid annotation \"a b=1\": `a b` can't be a key".to_owned()),
         ];

@@ -4,7 +4,7 @@ use clap::Args;
 
 use kiln::attest::{AttestationRequest, Detail, ProvenanceRequest, SlsaVersion};
 
-use super::build::csv_fields;
+use super::csv::csv_fields;
 use super::environment::Environment;
 use super::report::Failure;
 

@@ -1,16 +1,15 @@
 //! Hides how the flags of `kiln build` become a request, and what is written when the build is over.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Read, Write as _};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use kiln::build::{BuildOutcome, build};
 use kiln::error::{Error, StepError};
 use kiln::ops::git::{GitEnvironment, PASSED_ON};
-use kiln::request::{ArchiveFormat, BuildRequest, Caching, LanguageOptions, Output};
+use kiln::request::{BuildRequest, Caching, LanguageOptions, Output, PinMode};
 use kiln_frontend::graph::NetworkMode;
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
@@ -27,6 +26,7 @@ use super::exit::Exit;
 use super::grants::{grants, limit};
 use super::human;
 use super::on_failure::on_failure;
+use super::outputs;
 use super::progress::Mode;
 use super::report::{Failure, warn, write_stdout};
 use super::resources::group_limits;
@@ -71,7 +71,7 @@ pub(crate) fn run(session: &Session, args: &BuildArgs) -> Exit {
 fn prepare(session: &Session, args: &BuildArgs) -> Result<(Mode, BuildRequest), Failure> {
     let mode = session.mode(args.progress, args.quiet)?;
     let request = request(args, &session.environment, &mut io::stdin(), SystemTime::now())?;
-    if request.outputs.iter().any(|output| output.dest.is_none()) && io::stdout().is_terminal() {
+    if request.outputs.iter().any(Output::is_stdout) && io::stdout().is_terminal() {
         return Err(Failure::usage_hint(
             "refusing to write an archive to the terminal",
             "use `--output type=oci,dest=FILE`, or redirect standard output",
@@ -134,19 +134,10 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
     let proxies = PROXY_ARGS.iter().flat_map(|name| [(*name).to_owned(), name.to_lowercase()]);
     let proxy_args = proxies.filter_map(|name| environment.text(&name).map(|value| (name, value))).collect();
 
-    let mut exports = Exports { push: args.push, ..Exports::default() };
-    for tag in &args.tag {
-        exports.name(tag)?;
-    }
-    for output in &args.output {
-        exports.output(output)?;
-    }
-    if exports.push && exports.tags.is_empty() {
-        return Err(Failure::usage_hint("a name is needed to push the image", "use `--tag NAME`"));
-    }
-    let platform = platform(args, environment)?;
-    let leaves_kiln = exports.push || !exports.outputs.is_empty();
-    let annotations = annotations::parse(&args.annotation, &platform, leaves_kiln)?;
+    let platforms = platforms(args, environment)?;
+    let annotations = annotations::parse(&args.annotation)?;
+    let outputs::Outputs { tags, outputs } = outputs::parse(args, &annotations)?;
+    annotations::check(&outputs, !args.output.is_empty() || args.push, &platforms)?;
     let attestations = attest::request(&args.attest, environment)?;
     if !attestations.is_empty() {
         return Err(Failure::usage("attestations are not supported yet"));
@@ -160,7 +151,6 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
             build_args,
             target: args.target.clone(),
             labels,
-            platform,
             proxy_args,
             network: network(args.network.as_deref())?,
         },
@@ -178,13 +168,13 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
         group: group_limits(&args.resources)?,
         grants: grants(args, environment)?,
         on_failure: on_failure(&args.on_failure)?,
-        annotations,
-        tags: exports.tags,
-        push: exports.push,
+        platforms,
+        tags,
+        outputs,
+        pins: PinMode::default(),
         git: GitEnvironment(
             PASSED_ON.iter().filter_map(|name| environment.raw(name).map(|value| ((*name).to_owned(), value))).collect(),
         ),
-        outputs: exports.outputs,
         verify_layers: args.verify_layers,
         attestations,
         clock,
@@ -199,14 +189,22 @@ fn set(pairs: &mut Vec<(String, String)>, key: &str, value: &str) {
     }
 }
 
-fn platform(args: &BuildArgs, environment: &Environment) -> Result<Platform, Failure> {
+/// Each platform once, in the order given.
+fn platforms(args: &BuildArgs, environment: &Environment) -> Result<Vec<Platform>, Failure> {
     let wanted: Vec<String> = match args.platform.is_empty() {
-        false => args.platform.iter().flat_map(|text| text.split(',')).map(str::to_owned).collect(),
+        false => args.platform.clone(),
         true => environment.text("DOCKER_DEFAULT_PLATFORM").into_iter().collect(),
     };
-    match wanted.as_slice() {
-        [] => Ok(Platform::host()),
-        [one] => parse_platform(one),
+    let mut platforms = Vec::new();
+    for text in wanted.iter().flat_map(|text| text.split(',')) {
+        let platform = parse_platform(text)?;
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
+    }
+    match platforms.as_slice() {
+        [] => Ok(vec![Platform::host()]),
+        [_] => Ok(platforms),
         _ => Err(Failure::usage("images for several platforms at once are not supported yet")),
     }
 }
@@ -246,73 +244,6 @@ pub(super) fn extra_host(text: &str) -> Result<(String, String), Failure> {
     }
 }
 
-/// What is to become of the image.
-#[derive(Debug, Default)]
-struct Exports {
-    tags: Vec<Reference>,
-    push: bool,
-    outputs: Vec<Output>,
-}
-
-impl Exports {
-    fn name(&mut self, text: &str) -> Result<(), Failure> {
-        let name = image_name(text)?;
-        if !self.tags.contains(&name) {
-            self.tags.push(name);
-        }
-        Ok(())
-    }
-
-    /// `type=oci,dest=FILE` and its relatives (buildx `util/buildflags/export.go`).
-    fn output(&mut self, spec: &str) -> Result<(), Failure> {
-        let mut fields: BTreeMap<String, String> = BTreeMap::new();
-        for field in csv_fields(spec) {
-            let Some((key, value)) = field.split_once('=') else {
-                return Err(not_an_image(&field));
-            };
-            fields.insert(key.trim().to_lowercase(), value.to_owned());
-        }
-        let kind = fields.remove("type").ok_or_else(|| Failure::usage(format!("output `{spec}` has no type")))?;
-        let dest = fields.remove("dest");
-        let names = fields.remove("name");
-        let push = matches!(fields.remove("push").as_deref(), Some("true" | "1"));
-        let format = match kind.as_str() {
-            "oci" => Some(ArchiveFormat::Oci),
-            "docker" => Some(ArchiveFormat::Docker),
-            "image" | "registry" => None,
-            "local" | "tar" | "cacheonly" => return Err(not_an_image(spec)),
-            other => return Err(Failure::usage(format!("unknown output type `{other}` in `{spec}`"))),
-        };
-        if let Some(key) = fields.keys().next() {
-            return Err(Failure::usage(format!("`{key}` in output `{spec}` is not supported yet")));
-        }
-        for name in names.iter().flat_map(|names| names.split(',')) {
-            self.name(name)?;
-        }
-        match (format, dest) {
-            (None, None) => self.push |= push || kind == "registry",
-            (None, Some(_)) => return Err(Failure::usage(format!("output `{spec}` can't have a dest"))),
-            // What `--load` stands for: the store has the image anyway.
-            (Some(ArchiveFormat::Docker), None) => {}
-            (Some(format), dest) => {
-                let dest = dest.filter(|dest| dest != "-").map(PathBuf::from);
-                if self.outputs.iter().any(|output| output.dest == dest) {
-                    return Err(Failure::usage("two outputs have the same destination"));
-                }
-                self.outputs.push(Output { format, dest });
-            }
-        }
-        Ok(())
-    }
-}
-
-fn not_an_image(spec: &str) -> Failure {
-    Failure::usage_hint(
-        format!("output `{spec}` is not supported yet: kiln exports images, not their files"),
-        "write `--output type=oci,dest=FILE` or `--output type=docker,dest=FILE`",
-    )
-}
-
 /// A name that an image can be given.
 pub(crate) fn image_name(text: &str) -> Result<Reference, Failure> {
     let name = Reference::parse(text).map_err(|error| Failure::usage(format!("invalid tag `{text}`: {error}")))?;
@@ -322,36 +253,18 @@ pub(crate) fn image_name(text: &str) -> Result<Reference, Failure> {
     }
 }
 
-/// The fields of one line of CSV, in which `"a,b"` is one and `""` in quotes is a quote.
-pub(crate) fn csv_fields(line: &str) -> Vec<String> {
-    let mut fields = vec![String::new()];
-    let mut quoted = false;
-    let mut chars = line.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '"' if quoted && chars.peek() == Some(&'"') => {
-                chars.next();
-                fields.last_mut().into_iter().for_each(|field| field.push('"'));
-            }
-            '"' => quoted = !quoted,
-            ',' if !quoted => fields.push(String::new()),
-            c => fields.last_mut().into_iter().for_each(|field| field.push(c)),
-        }
-    }
-    fields
-}
-
 /// Writes the files and the line that a successful build leaves.
 fn finish(args: &BuildArgs, mode: Mode, request: &BuildRequest, outcome: &BuildOutcome) -> Result<(), Failure> {
     if let Some(path) = &args.iidfile {
-        write_atomically(path, outcome.image_id.to_string().as_bytes())?;
+        let id = outcome.image_id().map(|id| id.to_string()).unwrap_or_default();
+        write_atomically(path, id.as_bytes())?;
     }
     if let Some(path) = &args.metadata_file {
         write_json(path, &metadata(outcome))?;
     }
-    let stdout_is_taken = request.outputs.iter().any(|output| output.dest.is_none());
-    if mode == Mode::Quiet && !stdout_is_taken {
-        write_stdout(&format!("{}\n", outcome.image_id))?;
+    let stdout_is_taken = request.outputs.iter().any(Output::is_stdout);
+    if let Some(id) = outcome.image_id().filter(|_| mode == Mode::Quiet && !stdout_is_taken) {
+        write_stdout(&format!("{id}\n"))?;
     }
     Ok(())
 }
@@ -359,15 +272,16 @@ fn finish(args: &BuildArgs, mode: Mode, request: &BuildRequest, outcome: &BuildO
 /// The keys that buildx writes.
 fn metadata(outcome: &BuildOutcome) -> Value {
     let mut map = Map::new();
-    map.insert("containerimage.config.digest".into(), json!(outcome.image_id));
     map.insert("kiln.sandbox".into(), json!(outcome.sandbox));
-    if let Some(manifest) = &outcome.manifest {
+    if let Some(config) = &outcome.config {
+        map.insert("containerimage.config.digest".into(), json!(config));
+    }
+    if let Some(manifest) = &outcome.descriptor {
         map.insert("containerimage.descriptor".into(), json!(manifest));
         map.insert("containerimage.digest".into(), json!(manifest.digest));
     }
     if !outcome.names.is_empty() {
-        let names: Vec<String> = outcome.names.iter().map(ToString::to_string).collect();
-        map.insert("image.name".into(), json!(names.join(",")));
+        map.insert("image.name".into(), json!(outcome.names.join(",")));
     }
     Value::Object(map)
 }

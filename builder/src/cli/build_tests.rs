@@ -1,7 +1,7 @@
 //! Rows of what was typed after `kiln build` and what is meant by it, or why it is refused.
 
 use kiln::ops::agent::Agent;
-use kiln::request::{ContextSource, DockerfileSource, LayoutImage, NamedSource};
+use kiln::request::{ArchiveFormat, ContextSource, Destination, DockerfileSource, LayoutImage, NamedSource};
 
 use super::*;
 use crate::cli::args::{Command, parse};
@@ -61,6 +61,21 @@ fn secrets_and_limits() {
     );
 }
 
+fn archive(request: &BuildRequest) -> Vec<(ArchiveFormat, Destination)> {
+    let archive = |output: &Output| match output {
+        Output::Archive { format, dest, .. } => Some((*format, dest.clone())),
+        _ => None,
+    };
+    request.outputs.iter().filter_map(archive).collect()
+}
+
+/// The names of what is pushed.
+fn pushed(request: &BuildRequest) -> Vec<String> {
+    let pushed = request.outputs.iter().filter(|output| matches!(output, Output::Image { push: true, .. }));
+    let names = pushed.filter_map(Output::options).flat_map(|options| &options.names);
+    names.map(|name| name.reference.familiar()).collect()
+}
+
 /// What is typed, the environment, and what must hold of the request.
 type Row = (&'static str, &'static [(&'static str, &'static str)], Box<dyn Fn(&BuildRequest) -> bool>);
 
@@ -95,11 +110,11 @@ fn flags_become_a_request() {
             &[],
             Box::new(|r| r.language.network == NetworkMode::None && r.shm_size == Some(64 << 20)),
         ),
-        ("/", &[("DOCKER_DEFAULT_PLATFORM", "linux/arm64")], Box::new(|r| r.language.platform.architecture == "arm64")),
+        ("/", &[("DOCKER_DEFAULT_PLATFORM", "linux/arm64")], Box::new(|r| r.platforms[0].architecture == "arm64")),
         (
             "--platform linux/amd64 /",
             &[("DOCKER_DEFAULT_PLATFORM", "linux/arm64")],
-            Box::new(|r| r.language.platform.architecture == "amd64"),
+            Box::new(|r| r.platforms[0].architecture == "amd64"),
         ),
         (
             "--no-cache-filter a,b --pull /",
@@ -109,21 +124,18 @@ fn flags_become_a_request() {
         ("--no-cache /", &[], Box::new(|r| r.caching.disabled && !r.caching.pull)),
         ("--shm-size 0 /", &[], Box::new(|r| r.shm_size.is_none())),
         ("--platform local /", &[("DOCKER_DEFAULT_PLATFORM", "linux/s390x")], {
-            Box::new(|r| r.language.platform == Platform::host())
+            Box::new(|r| r.platforms == [Platform::host()])
         }),
         ("--add-host a=10.0.0.1,b:10.0.0.2 /", &[], {
             Box::new(move |r| r.extra_hosts == pairs(&[("a", "10.0.0.1"), ("b", "10.0.0.2")]))
         }),
-        (
-            "-o type=oci,dest=x.tar /",
-            &[],
-            Box::new(|r| r.outputs == [Output { format: ArchiveFormat::Oci, dest: Some("x.tar".into()) }]),
-        ),
-        ("-o type=docker,dest=- /", &[], Box::new(|r| r.outputs == [Output { format: ArchiveFormat::Docker, dest: None }])),
-        ("-o type=docker --load /", &[], Box::new(|r| r.outputs.is_empty() && !r.push)),
-        ("-o type=image,\"name=a,b\",push=true /", &[], Box::new(|r| r.tags.len() == 2 && r.push)),
-        ("--provenance=false --sbom=false --allow network.host --call build /", &[], Box::new(|r| !r.push)),
-        ("-o type=registry -t a /", &[], Box::new(|r| r.push)),
+        ("-o type=oci,dest=x.tar /", &[], Box::new(|r| archive(r) == [(ArchiveFormat::Oci, Destination::File("x.tar".into()))])),
+        ("-o type=docker,dest=- /", &[], Box::new(|r| archive(r) == [(ArchiveFormat::Docker, Destination::Stdout)])),
+        ("-o type=docker --load /", &[], Box::new(|r| matches!(r.outputs[..], [Output::Daemon { .. }]))),
+        ("-o type=image,\"name=a,b\",push=true /", &[], Box::new(|r| r.tags.is_empty() && pushed(r) == ["a:latest", "b:latest"])),
+        ("-t a -o type=image,name=b --push /", &[], Box::new(|r| r.tags.len() == 1 && pushed(r) == ["a:latest"])),
+        ("--provenance=false --sbom=false --allow network.host --call build /", &[], Box::new(|r| r.outputs.is_empty())),
+        ("-o type=registry -t a /", &[], Box::new(|r| pushed(r) == ["a:latest"])),
     ];
     for (line, environment, holds) in rows {
         let request = meant(line, environment, b"FROM scratch").unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -156,7 +168,18 @@ fn mistakes() {
         ("--add-host db:name /", "invalid --add-host `db:name`"),
         ("-o out /", "output `out` is not supported yet"),
         ("-o type=local,dest=out /", "output `type=local,dest=out` is not supported yet"),
-        ("-o type=oci,dest=a,compression=zstd /", "`compression` in output"),
+        ("-o type=oci,dest=a,compression=xz /", "unsupported layer compression type `xz` in output"),
+        ("-o type=oci,dest=a,compression-level=x /", "non-integer value `x` specified for compression-level"),
+        ("-o type=oci,dest=a,colour=red /", "unknown key `colour` in output"),
+        ("-o type=image,push=maybe /", "non-bool value `maybe` specified for push"),
+        ("-o type=image,dest=x /", "output `type=image,dest=x` can't have a dest"),
+        ("-o type=image,push /", "invalid value `push` in output"),
+        ("-o name=x,dest=y /", "type is required for output `name=x,dest=y`"),
+        ("-o type=oci,tar=false /", "output `type=oci,tar=false` needs a folder"),
+        ("-o type=oci,dest=/tmp /", "destination /tmp of output `type=oci,dest=/tmp` is a folder"),
+        ("-o type=image,annotation-shelf.a=b /", "invalid annotation key `annotation-shelf.a`"),
+        ("-o type=image,annotation-index.a=b /", "index annotations not supported for single platform export"),
+        ("-o type=image,name=h.io/a:1,push=true,push-by-digest=true /", "can't push tagged ref h.io/a:1 by digest"),
         ("-o type=nope /", "unknown output type `nope`"),
         ("-o type=oci -o type=docker,dest=- /", "two outputs have the same destination"),
         ("--secret src=x /", "a --secret has no id"),

@@ -11,7 +11,7 @@ use kiln::remote_cache::seal::{SealError, SigningKey, VerifyingKeys};
 use kiln_oci::digest::Digest;
 use kiln_oci::reference::Reference;
 
-use super::build::csv_fields;
+use super::csv::csv_fields;
 use super::report::Failure;
 
 /// The build argument by which `docker build` asks for a cache in the image's configuration.

@@ -11,7 +11,8 @@ use kiln_frontend::{Diagnostic, Outline, OutlineMount, Source, Span, Target};
 use serde_json::{Map, Value, json};
 
 use super::args::BuildArgs;
-use super::build::{csv_fields, write_json};
+use super::build::write_json;
+use super::csv::csv_fields;
 use super::exit::Exit;
 use super::progress::{Mode, Summary};
 use super::report::{Failure, Report, write_stdout};

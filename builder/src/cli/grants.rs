@@ -11,7 +11,7 @@ use kiln::ops::agent::key::{Key, KeyError};
 use kiln_runner::{Limit, Resource};
 
 use super::args::BuildArgs;
-use super::build::csv_fields;
+use super::csv::csv_fields;
 use super::environment::Environment;
 use super::report::Failure;
 

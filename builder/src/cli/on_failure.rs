@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use kiln::ops::failed::{Export, OnFailure};
 use kiln_oci::path::ImagePath;
 
-use super::build::csv_fields;
+use super::csv::csv_fields;
 use super::report::Failure;
 
 /// The shell where none is named.

@@ -5,7 +5,7 @@ use std::path::{Component, Path};
 use kiln_runner::GroupLimits;
 
 use super::args::ResourceArgs;
-use super::build::csv_fields;
+use super::csv::csv_fields;
 use super::human;
 use super::report::Failure;
 

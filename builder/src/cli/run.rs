@@ -13,7 +13,8 @@ use kiln::launch::{Changes, Launch, Pull, World, prepare};
 use kiln_runner::{Mount, MountSource, Network, RunError, Stream, Streams};
 
 use super::args::RunArgs;
-use super::build::{csv_fields, extra_host, parse_platform};
+use super::build::{extra_host, parse_platform};
+use super::csv::csv_fields;
 use super::environment::Environment;
 use super::exit::Exit;
 use super::grants::limit;

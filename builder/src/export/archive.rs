@@ -16,7 +16,7 @@ use crate::error::{Error, ImageError};
 use crate::event::Task;
 use crate::export::form::Form;
 use crate::ops::source::fetch_layer;
-use crate::request::{Annotations, ArchiveFormat};
+use crate::request::{ArchiveFormat, Destination};
 use crate::transfer::{PackedImage, packed_image};
 
 /// An image in an archive.
@@ -41,11 +41,12 @@ fn save_in(engine: &Engine, names: &[Reference], format: ArchiveFormat, dest: Op
         let Some(mut record) = engine.store.images().get(name)? else {
             return Err(Error::Image(ImageError::NotFound { name: name.familiar() }));
         };
-        images.push(packed_image(engine, &mut record, &Annotations::default(), &Form::DEFAULT, task)?);
+        images.push(packed_image(engine, &mut record, &Form::DEFAULT, task)?);
     }
     let members: Vec<Member<'_>> =
         names.iter().zip(&images).map(|(name, image)| Member { names: vec![name.clone()], image }).collect();
-    write(engine, &members, format, dest, task)
+    let dest = dest.map_or(Destination::Stdout, |path| Destination::File(path.to_owned()));
+    write(engine, &members, format, &dest, task)
 }
 
 /// Writes an archive. A file appears under its name when it is complete.
@@ -53,7 +54,7 @@ pub(crate) fn write(
     engine: &Engine,
     members: &[Member<'_>],
     format: ArchiveFormat,
-    dest: Option<&Path>,
+    dest: &Destination,
     task: &Task,
 ) -> Result<(), Error> {
     for member in members {
@@ -64,12 +65,12 @@ pub(crate) fn write(
     }
     task.status("sending tarball", 0, None);
     match dest {
-        None => {
+        Destination::Stdout => {
             let mut out = BufWriter::with_capacity(1 << 20, io::stdout().lock());
             write_to(engine, members, format, &mut out)?;
             out.flush().map_err(Error::output(Path::new("-")))?;
         }
-        Some(path) => {
+        Destination::File(path) | Destination::Folder(path) => {
             let folder = match path.parent() {
                 Some(folder) if !folder.as_os_str().is_empty() => folder,
                 _ => Path::new("."),

@@ -1,0 +1,315 @@
+//! Hides the grammar of `--output`, `--push` and `--load`: which outputs a build has, and what each is told.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use kiln::export::{CompressionChoice, CompressionKind};
+use kiln::request::{Annotations, ArchiveFormat, Destination, FilesForm, FolderMode, ImageOptions, Name, Output, Scope};
+use kiln_oci::platform::Platform;
+use kiln_oci::reference::Reference;
+
+use super::args::BuildArgs;
+use super::build::image_name;
+use super::csv::csv_fields;
+use super::report::Failure;
+
+/// What a build is to give.
+#[derive(Debug, Default)]
+pub(super) struct Outputs {
+    /// `--tag`, each once.
+    pub(super) tags: Vec<Reference>,
+    /// Where the image goes; empty if only the store gets it.
+    pub(super) outputs: Vec<Output>,
+}
+
+/// Reads all flags that say what becomes of the image. Tags take the place of names, as with buildx.
+pub(super) fn parse(args: &BuildArgs, annotations: &Annotations) -> Result<Outputs, Failure> {
+    let mut tags: Vec<Name> = Vec::new();
+    for tag in &args.tag {
+        add_name(&mut tags, tag)?;
+    }
+    let mut outputs = Vec::new();
+    for spec in args.output.iter().filter(|spec| !spec.is_empty()) {
+        outputs.push(output(spec)?);
+    }
+    if args.push {
+        let mut used = false;
+        for output in &mut outputs {
+            if let Output::Image { push, .. } = output {
+                *push = true;
+                used = true;
+            }
+        }
+        if !used {
+            outputs.push(Output::Image { push: true, store: true, options: ImageOptions::default() });
+        }
+    }
+    if args.load && !outputs.iter().any(|output| matches!(output, Output::Daemon { .. })) {
+        outputs.push(Output::Daemon { options: ImageOptions::default() });
+    }
+    if outputs.is_empty() && !annotations.is_empty() {
+        // A manifest is the only place where they can be.
+        outputs.push(Output::Image { push: false, store: true, options: ImageOptions::default() });
+    }
+    for output in &mut outputs {
+        finish(output, &tags, annotations)?;
+    }
+    check_destinations(&outputs)?;
+    Ok(Outputs { tags: tags.into_iter().map(|name| name.reference).collect(), outputs })
+}
+
+/// Gives an output the names and annotations of the flags that are not its own.
+fn finish(output: &mut Output, tags: &[Name], annotations: &Annotations) -> Result<(), Failure> {
+    let pushes = matches!(output, Output::Image { push: true, .. });
+    let options = match output {
+        Output::Image { options, .. } | Output::Archive { options, .. } | Output::Daemon { options } => options,
+        Output::Files { .. } | Output::CacheOnly => return Ok(()),
+    };
+    if !tags.is_empty() {
+        options.names = tags.to_vec();
+    }
+    options.annotations.items.extend(annotations.items.iter().cloned());
+    if !pushes {
+        return Ok(());
+    }
+    if options.names.is_empty() {
+        return Err(Failure::usage_hint("a name is needed to push the image", "use `--tag NAME`"));
+    }
+    match options.names.iter().find(|name| options.push_by_digest && name.tagged) {
+        Some(name) => Err(Failure::usage_hint(
+            format!("can't push tagged ref {} by digest", name.reference),
+            format!("write `name={}`, without a tag", name.reference.familiar_repository()),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Two outputs in one place would leave one of them.
+fn check_destinations(outputs: &[Output]) -> Result<(), Failure> {
+    let mut seen: Vec<&Destination> = Vec::new();
+    for output in outputs {
+        let (Output::Archive { dest, .. } | Output::Files { dest, .. }) = output else { continue };
+        if seen.contains(&dest) {
+            return Err(Failure::usage("two outputs have the same destination"));
+        }
+        seen.push(dest);
+    }
+    Ok(())
+}
+
+/// `type=oci,dest=FILE` and its relatives (buildx `util/buildflags/export.go`).
+fn output(spec: &str) -> Result<Output, Failure> {
+    let fields = csv_fields(spec);
+    let mut keys = Keys { spec, fields: BTreeMap::new() };
+    match fields.as_slice() {
+        // A lone path is a folder for the files, and a lone dash a tar of them.
+        [one] if one == spec && !spec.starts_with("type=") => {
+            keys.fields.insert("type".to_owned(), if spec == "-" { "tar" } else { "local" }.to_owned());
+            keys.fields.insert("dest".to_owned(), spec.to_owned());
+        }
+        fields => {
+            for field in fields {
+                let Some((key, value)) = field.split_once('=') else {
+                    return Err(Failure::usage(format!("invalid value `{field}` in output `{spec}`: it is no key=value pair")));
+                };
+                // The keys of annotations are the user's own.
+                let key = key.trim();
+                let lower = key.to_lowercase();
+                let key = if lower.starts_with("annotation") { key.to_owned() } else { lower };
+                keys.fields.insert(key, value.to_owned());
+            }
+        }
+    }
+    let kind = keys.take("type").ok_or_else(|| Failure::usage(format!("type is required for output `{spec}`")))?;
+    let output = match kind.as_str() {
+        "image" | "registry" => image(&mut keys, kind == "registry")?,
+        "oci" => archive(&mut keys, ArchiveFormat::Oci)?,
+        "docker" => archive(&mut keys, ArchiveFormat::Docker)?,
+        "local" | "tar" => files(&mut keys, kind == "tar")?,
+        "cacheonly" => Output::CacheOnly,
+        other => return Err(Failure::usage(format!("unknown output type `{other}` in `{spec}`"))),
+    };
+    if let Some(key) = keys.fields.keys().next() {
+        return Err(Failure::usage(format!("unknown key `{key}` in output `{spec}`")));
+    }
+    Ok(output)
+}
+
+fn image(keys: &mut Keys<'_>, is_registry: bool) -> Result<Output, Failure> {
+    if keys.fields.contains_key("dest") {
+        return Err(Failure::usage(format!("output `{}` can't have a dest", keys.spec)));
+    }
+    let push = keys.flag("push", true)?.unwrap_or(is_registry);
+    let store = keys.flag("store", true)?.unwrap_or(true);
+    // The store always has the layers of what was built as trees.
+    keys.flag("unpack", true)?;
+    Ok(Output::Image { push, store, options: options(keys)? })
+}
+
+fn archive(keys: &mut Keys<'_>, format: ArchiveFormat) -> Result<Output, Failure> {
+    let tar = keys.flag("tar", true)?.unwrap_or(true);
+    let dest = keys.take("dest").filter(|dest| !dest.is_empty());
+    let dest = match (dest.as_deref(), tar) {
+        (None, true) if format == ArchiveFormat::Docker => {
+            // Which engine of this machine gets it; there is one.
+            keys.take("context");
+            return Ok(Output::Daemon { options: options(keys)? });
+        }
+        (None | Some("-"), true) => Destination::Stdout,
+        (None | Some("-"), false) => {
+            return Err(Failure::usage_hint(
+                format!("output `{}` needs a folder", keys.spec),
+                "write `dest=FOLDER`, or leave out `tar=false`",
+            ));
+        }
+        (Some(path), true) => Destination::File(path.into()),
+        (Some(path), false) => Destination::Folder(path.into()),
+    };
+    if let Destination::File(path) = &dest
+        && path.is_dir()
+    {
+        return Err(Failure::usage_hint(
+            format!("destination {} of output `{}` is a folder", path.display(), keys.spec),
+            "name a file, or write `tar=false` for a folder with the files of the archive",
+        ));
+    }
+    keys.take("context");
+    Ok(Output::Archive { format, dest, options: options(keys)? })
+}
+
+fn files(keys: &mut Keys<'_>, tar: bool) -> Result<Output, Failure> {
+    let dest = keys.take("dest").filter(|dest| !dest.is_empty());
+    let dest = match (dest.as_deref(), tar) {
+        (Some("-") | None, true) => Destination::Stdout,
+        (Some(path), true) => Destination::File(path.into()),
+        (Some(path), false) if path != "-" => Destination::Folder(PathBuf::from(path)),
+        _ => return Err(Failure::usage_hint(format!("output `{}` needs a folder", keys.spec), "write `dest=FOLDER`")),
+    };
+    let mode = match keys.take("mode").as_deref() {
+        None | Some("copy") => FolderMode::Copy,
+        Some("delete") => FolderMode::Delete,
+        Some(other) => {
+            return Err(Failure::usage(format!("invalid mode `{other}` in output `{}`: it is copy or delete", keys.spec)));
+        }
+    };
+    let form = if tar { FilesForm::Tar } else { FilesForm::Folder(mode) };
+    let platform_split = keys.flag("platform-split", true)?;
+    let attestation_prefix = keys.take("attestation-prefix").unwrap_or_default();
+    // The owner of these outputs takes this line away.
+    not_yet(keys.spec)?;
+    Ok(Output::Files { form, dest, platform_split, attestation_prefix })
+}
+
+fn not_yet(spec: &str) -> Result<(), Failure> {
+    Err(Failure::usage_hint(
+        format!("output `{spec}` is not supported yet: kiln exports images, not their files"),
+        "write `--output type=oci,dest=FILE` or `--output type=docker,dest=FILE`",
+    ))
+}
+
+/// The keys that all images have.
+fn options(keys: &mut Keys<'_>) -> Result<ImageOptions, Failure> {
+    let mut names = Vec::new();
+    for name in keys.take("name").iter().flat_map(|names| names.split(',')).filter(|name| !name.is_empty()) {
+        add_name(&mut names, name)?;
+    }
+    let compression = compression(keys)?;
+    let mut annotations = Annotations::default();
+    let written: Vec<String> = keys.fields.keys().filter(|key| key.starts_with("annotation")).cloned().collect();
+    for key in written {
+        let value = keys.take(&key).unwrap_or_default();
+        let (scope, platform, key) = annotation_key(&key, keys.spec)?;
+        annotations.add(scope, platform, &key, &value);
+    }
+    Ok(ImageOptions {
+        names,
+        compression,
+        oci_types: keys.flag("oci-mediatypes", true)?,
+        annotations,
+        rewrite_timestamp: keys.flag("rewrite-timestamp", true)?.unwrap_or_default(),
+        push_by_digest: keys.flag("push-by-digest", true)?.unwrap_or_default(),
+        name_canonical: keys.flag("name-canonical", true)?.unwrap_or_default(),
+        insecure: keys.flag("registry.insecure", true)?.unwrap_or_default(),
+        prefer_nondist_layers: keys.flag("prefer-nondist-layers", false)?.unwrap_or_default(),
+        dangling_prefix: keys.take("dangling-name-prefix").filter(|prefix| !prefix.is_empty()),
+    })
+}
+
+fn compression(keys: &mut Keys<'_>) -> Result<CompressionChoice, Failure> {
+    let kind = match keys.take("compression") {
+        None => CompressionKind::default(),
+        Some(text) => CompressionKind::parse(&text).ok_or_else(|| {
+            let what = "it is one of uncompressed, gzip, zstd, estargz";
+            Failure::usage(format!("unsupported layer compression type `{text}` in output `{}`: {what}", keys.spec))
+        })?,
+    };
+    let level = match keys.take("compression-level") {
+        None => None,
+        Some(text) => Some(text.parse().map_err(|_| {
+            Failure::usage(format!("non-integer value `{text}` specified for compression-level in output `{}`", keys.spec))
+        })?),
+    };
+    let choice = CompressionChoice { kind, level, force: keys.flag("force-compression", true)?.unwrap_or_default() };
+    // The owner of the layers' forms takes this away.
+    match choice.force || kind == CompressionKind::Estargz {
+        false => Ok(choice),
+        true => Err(Failure::usage(format!("the compression in output `{}` is not supported yet", keys.spec))),
+    }
+}
+
+/// `annotation[-TYPE][[PLATFORM]].KEY` (BuildKit `exptypes/annotations.go`).
+fn annotation_key(text: &str, spec: &str) -> Result<(Scope, Option<Platform>, String), Failure> {
+    let invalid = || Failure::usage(format!("invalid annotation key `{text}` in output `{spec}`"));
+    let rest = text.strip_prefix("annotation").ok_or_else(invalid)?;
+    let at = rest.find(['[', '.']).ok_or_else(invalid)?;
+    let scope = match &rest[..at] {
+        "" | "-manifest" => Scope::Manifest,
+        "-manifest-descriptor" => Scope::ManifestDescriptor,
+        "-index" => Scope::Index,
+        "-index-descriptor" => Scope::IndexDescriptor,
+        _ => return Err(invalid()),
+    };
+    let (platform, key) = match rest[at..].strip_prefix('[') {
+        None => (None, &rest[at + 1..]),
+        Some(bracket) => {
+            let (platform, key) = bracket.split_once("].").ok_or_else(invalid)?;
+            (Some(Platform::parse(platform).map_err(|_| invalid())?), key)
+        }
+    };
+    match key.is_empty() {
+        true => Err(invalid()),
+        false => Ok((scope, platform, key.to_owned())),
+    }
+}
+
+/// The pairs of an output that nobody asked for yet.
+struct Keys<'a> {
+    spec: &'a str,
+    fields: BTreeMap<String, String>,
+}
+
+impl Keys<'_> {
+    fn take(&mut self, key: &str) -> Option<String> {
+        self.fields.remove(key)
+    }
+
+    /// A truth value in Go's spellings; `bare` is what the key without a value means.
+    fn flag(&mut self, key: &str, bare: bool) -> Result<Option<bool>, Failure> {
+        match self.take(key).as_deref() {
+            None => Ok(None),
+            Some("") if bare => Ok(Some(true)),
+            Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(Some(true)),
+            Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(Some(false)),
+            Some(other) => Err(Failure::usage(format!("non-bool value `{other}` specified for {key} in output `{}`", self.spec))),
+        }
+    }
+}
+
+fn add_name(names: &mut Vec<Name>, text: &str) -> Result<(), Failure> {
+    let reference = image_name(text)?;
+    let tagged = text.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    if !names.iter().any(|name| name.reference == reference) {
+        names.push(Name { reference, tagged });
+    }
+    Ok(())
+}
