@@ -120,7 +120,7 @@ fn raw(body: &str, prefix: &[u8]) -> Option<[u8; 32]> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 
@@ -132,6 +132,12 @@ mod tests {
         };
         let public = armoured("PUBLIC", &[&SPKI, pair.public_key().as_ref()].concat());
         (armoured("PRIVATE", pair.to_pkcs8v1().unwrap().as_ref()), public)
+    }
+
+    /// A key that signs, and the one that verifies.
+    pub(in super::super) fn pair() -> (SigningKey, VerifyingKeys) {
+        let (private, public) = files();
+        (SigningKey::parse(private.as_bytes()).unwrap(), VerifyingKeys::parse(public.as_bytes()).unwrap())
     }
 
     #[test]
