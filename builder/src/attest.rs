@@ -3,6 +3,7 @@
 
 pub mod purl;
 pub mod redact;
+pub mod sbom;
 
 /// What is to be said about an image; nothing unless asked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
