@@ -19,6 +19,7 @@ use crate::context::{self, Context, ContextError};
 use crate::engine::Engine;
 use crate::error::{Error, StepError};
 use crate::export::assemble::Built;
+use crate::export::daemon;
 use crate::export::layout::{self, Layouts};
 use crate::export::verify::verify_layers;
 use crate::export::write;
@@ -97,6 +98,7 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
     if *engine.mode() != kiln_runner::Mode::Root {
         engine.events.start(format!("[internal] sandbox: {}", engine.mode())).done();
     }
+    daemon::check(engine, &request.outputs)?;
     let main = locate_main(engine, request)?;
     let (source, parsed, path) = load_definition(engine, request, &main)?;
     let ignore = load_main_ignore(engine, &main, path.as_deref())?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_frontend::{Diagnostic, Source, Span};
+use kiln_registry_client::DaemonError;
 use kiln_runner::RunError;
 use kiln_store::layer::upper::UpperError;
 use kiln_store::layer::{PackError, PackedError, UnpackBlobError};
@@ -95,6 +96,18 @@ pub enum Error {
     /// A registry refused, failed or could not be reached.
     #[error(transparent)]
     Registry(#[from] kiln_registry_client::Error),
+    /// A daemon that was to take an image, found without being named.
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    /// The same of one that was named.
+    #[error("cannot use the daemon that {by} names")]
+    NamedDaemon {
+        /// Where its name stood.
+        by: String,
+        /// Why.
+        #[source]
+        cause: DaemonError,
+    },
     /// What a name stands for is not an image that can be used.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -307,7 +320,9 @@ impl Error {
             Error::Step { cause, .. } | Error::Unplaced(cause) => cause.kind(),
             // It is not a registry's fault that the store has no such image.
             Error::Image(ImageError::NotFound { .. }) => Kind::Build,
-            Error::Registry(_) | Error::Image(_) | Error::CachePlace(_) => Kind::Registry,
+            Error::Registry(_) | Error::Image(_) | Error::Daemon(_) | Error::NamedDaemon { .. } | Error::CachePlace(_) => {
+                Kind::Registry
+            }
             Error::Store(_) => Kind::Store,
             Error::Interrupted => Kind::Interrupted,
             Error::System { .. } | Error::Host(_) => Kind::Host,
@@ -332,6 +347,9 @@ impl Error {
         match self {
             Error::Step { meant: Some(meant), .. } => Some(meant.clone()),
             Error::Registry(error) => error.hint(),
+            Error::NamedDaemon { by, .. } => Some(format!(
+                "start it, or see to it that this user may speak to it, or change {by}; kiln's own store keeps the image in any case"
+            )),
             Error::Store(kiln_store::Error::ForeignIds { path, .. }) => Some(format!(
                 "put the old lines into /etc/subuid and /etc/subgid again, or remove the store (with the rights of root: `rm -r {}`), \
                  or use another one with `--root`",

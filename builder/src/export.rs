@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod assemble;
+pub mod daemon;
 pub mod form;
 pub(crate) mod layout;
 pub mod load;

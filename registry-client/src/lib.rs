@@ -17,6 +17,7 @@ mod budget;
 mod challenge;
 mod client;
 pub mod credentials;
+mod daemon;
 mod endpoint;
 pub mod error;
 mod exchange;
@@ -34,6 +35,7 @@ mod upload;
 
 pub use client::{Client, ManifestName, Pushed};
 pub use credentials::{CredentialError, CredentialStore, Credentials, GlobalHelpers, Kept};
+pub use daemon::{Daemon, DaemonAddress, DaemonAnswer, DaemonError, DaemonTls};
 pub use error::{Error, ErrorKind};
 pub use options::{Mirror, Options, RegistryOptions, RetryPolicy, Rule, Serves, Warning, Warnings};
 pub use proxy::Proxies;

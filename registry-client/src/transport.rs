@@ -87,6 +87,8 @@ pub(crate) struct Transport {
     stall_timeout: Duration,
     cancelled: Arc<AtomicBool>,
     proxies: Proxies,
+    /// A socket through which everything goes, whatever a URL's host is.
+    socket: Option<PathBuf>,
     runtime: OnceLock<Runtime>,
     clients: Mutex<HashMap<Key, reqwest::Client>>,
 }
@@ -155,9 +157,17 @@ impl Transport {
             stall_timeout: options.stall_timeout,
             cancelled: options.cancelled.clone(),
             proxies: options.proxies.clone(),
+            socket: None,
             runtime: OnceLock::new(),
             clients: Mutex::default(),
         }
+    }
+
+    /// Sends all requests through a socket of the file system.
+    pub(crate) fn through(options: &Options, socket: PathBuf) -> Self {
+        let mut transport = Self::new(options);
+        transport.socket = Some(socket);
+        transport
     }
 
     /// Sends a request and waits for the head of its answer, whatever its status.
@@ -319,6 +329,9 @@ impl Transport {
                 let proxies = self.proxies.clone();
                 builder = builder.proxy(reqwest::Proxy::custom(move |url| proxies.choose(url)));
             }
+        }
+        if let Some(path) = &self.socket {
+            builder = builder.unix_socket(path.as_path());
         }
         if trust.reach != Reach::Anywhere {
             builder = builder.dns_resolver(Guard(trust.reach));

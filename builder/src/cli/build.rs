@@ -136,7 +136,7 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
 
     let platforms = platforms(args, environment)?;
     let annotations = annotations::parse(&args.annotation)?;
-    let outputs::Outputs { tags, outputs } = outputs::parse(args, &annotations)?;
+    let outputs::Outputs { tags, outputs } = outputs::parse(args, &annotations, environment)?;
     annotations::check(&outputs, !args.output.is_empty() || args.push, &platforms)?;
     let attestations = attest::request(&args.attest, environment)?;
     if !attestations.is_empty() {

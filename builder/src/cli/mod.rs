@@ -10,6 +10,7 @@ mod call;
 mod clock;
 mod contexts;
 mod csv;
+mod daemons;
 mod doctor;
 mod environment;
 pub(crate) mod exit;

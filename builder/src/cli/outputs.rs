@@ -11,6 +11,8 @@ use kiln_oci::reference::Reference;
 use super::args::BuildArgs;
 use super::build::image_name;
 use super::csv::csv_fields;
+use super::daemons::daemons;
+use super::environment::Environment;
 use super::report::Failure;
 
 /// What a build is to give.
@@ -23,14 +25,14 @@ pub(super) struct Outputs {
 }
 
 /// Reads all flags that say what becomes of the image. Tags take the place of names, as with buildx.
-pub(super) fn parse(args: &BuildArgs, annotations: &Annotations) -> Result<Outputs, Failure> {
+pub(super) fn parse(args: &BuildArgs, annotations: &Annotations, environment: &Environment) -> Result<Outputs, Failure> {
     let mut tags: Vec<Name> = Vec::new();
     for tag in &args.tag {
         add_name(&mut tags, tag)?;
     }
     let mut outputs = Vec::new();
     for spec in args.output.iter().filter(|spec| !spec.is_empty()) {
-        outputs.push(output(spec)?);
+        outputs.push(output(spec, environment)?);
     }
     if args.push {
         let mut used = false;
@@ -45,7 +47,7 @@ pub(super) fn parse(args: &BuildArgs, annotations: &Annotations) -> Result<Outpu
         }
     }
     if args.load && !outputs.iter().any(|output| matches!(output, Output::Daemon { .. })) {
-        outputs.push(Output::Daemon { options: ImageOptions::default() });
+        outputs.push(Output::Daemon { daemons: daemons(environment, None)?, options: ImageOptions::default() });
     }
     if outputs.is_empty() && !annotations.is_empty() {
         // A manifest is the only place where they can be.
@@ -62,7 +64,7 @@ pub(super) fn parse(args: &BuildArgs, annotations: &Annotations) -> Result<Outpu
 fn finish(output: &mut Output, tags: &[Name], annotations: &Annotations) -> Result<(), Failure> {
     let pushes = matches!(output, Output::Image { push: true, .. });
     let options = match output {
-        Output::Image { options, .. } | Output::Archive { options, .. } | Output::Daemon { options } => options,
+        Output::Image { options, .. } | Output::Archive { options, .. } | Output::Daemon { options, .. } => options,
         Output::Files { .. } | Output::CacheOnly => return Ok(()),
     };
     if !tags.is_empty() {
@@ -98,7 +100,7 @@ fn check_destinations(outputs: &[Output]) -> Result<(), Failure> {
 }
 
 /// `type=oci,dest=FILE` and its relatives (buildx `util/buildflags/export.go`).
-fn output(spec: &str) -> Result<Output, Failure> {
+fn output(spec: &str, environment: &Environment) -> Result<Output, Failure> {
     let fields = csv_fields(spec);
     let mut keys = Keys { spec, fields: BTreeMap::new() };
     match fields.as_slice() {
@@ -123,8 +125,8 @@ fn output(spec: &str) -> Result<Output, Failure> {
     let kind = keys.take("type").ok_or_else(|| Failure::usage(format!("type is required for output `{spec}`")))?;
     let output = match kind.as_str() {
         "image" | "registry" => image(&mut keys, kind == "registry")?,
-        "oci" => archive(&mut keys, ArchiveFormat::Oci)?,
-        "docker" => archive(&mut keys, ArchiveFormat::Docker)?,
+        "oci" => archive(&mut keys, ArchiveFormat::Oci, environment)?,
+        "docker" => archive(&mut keys, ArchiveFormat::Docker, environment)?,
         "local" | "tar" => files(&mut keys, kind == "tar")?,
         "cacheonly" => Output::CacheOnly,
         other => return Err(Failure::usage(format!("unknown output type `{other}` in `{spec}`"))),
@@ -146,14 +148,13 @@ fn image(keys: &mut Keys<'_>, is_registry: bool) -> Result<Output, Failure> {
     Ok(Output::Image { push, store, options: options(keys)? })
 }
 
-fn archive(keys: &mut Keys<'_>, format: ArchiveFormat) -> Result<Output, Failure> {
+fn archive(keys: &mut Keys<'_>, format: ArchiveFormat, environment: &Environment) -> Result<Output, Failure> {
     let tar = keys.flag("tar", true)?.unwrap_or(true);
     let dest = keys.take("dest").filter(|dest| !dest.is_empty());
     let dest = match (dest.as_deref(), tar) {
         (None, true) if format == ArchiveFormat::Docker => {
-            // Which engine of this machine gets it; there is one.
-            keys.take("context");
-            return Ok(Output::Daemon { options: options(keys)? });
+            let context = keys.take("context").filter(|name| !name.is_empty());
+            return Ok(Output::Daemon { daemons: daemons(environment, context.as_deref())?, options: options(keys)? });
         }
         (None | Some("-"), true) => Destination::Stdout,
         (None | Some("-"), false) => {

@@ -145,12 +145,12 @@ enum Blob<'a> {
     Stored(&'a Descriptor),
 }
 
-fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
+pub(super) fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(value).map_err(Error::internal("write a manifest"))
 }
 
 /// One entry for each name, as BuildKit and containerd write it: the full name for containerd, the tag for everybody else.
-fn index(members: &[Member<'_>]) -> Index {
+pub(super) fn index(members: &[Member<'_>]) -> Index {
     let mut manifests = Vec::new();
     for member in members {
         let mut plain = member.image.descriptor.clone();
@@ -180,7 +180,7 @@ fn index(members: &[Member<'_>]) -> Index {
 }
 
 /// What `docker load` reads; paths are those of the layout.
-fn docker_manifest(members: &[Member<'_>]) -> serde_json::Value {
+pub(super) fn docker_manifest(members: &[Member<'_>]) -> serde_json::Value {
     let path = |digest: kiln_oci::digest::Digest| format!("blobs/sha256/{}", digest.hex());
     members
         .iter()

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::Digest;
+use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
 
 use crate::engine::Engine;
@@ -11,8 +12,9 @@ use crate::error::Error;
 use crate::event::Task;
 use crate::export::archive::{self, Member};
 use crate::export::assemble::{Assembled, Built, assemble, keep, unpacked};
+use crate::export::daemon::{self, Reached};
 use crate::request::{ArchiveFormat, BuildRequest, ImageOptions, Output};
-use crate::transfer;
+use crate::transfer::{self, PackedImage};
 
 /// What the outputs gave.
 #[derive(Debug, Default)]
@@ -40,8 +42,15 @@ pub(crate) fn write(engine: &Engine, request: &BuildRequest, built: &[Built]) ->
             Output::Archive { format: ArchiveFormat::Docker, .. } | Output::Daemon { .. } => "exporting to docker image format",
             _ => "exporting to image",
         });
-        let done = writer.image(request, output, options, &task);
+        let daemon = match output {
+            Output::Daemon { daemons, .. } => daemon::find(engine, daemons)?,
+            _ => None,
+        };
+        let done = writer.image(request, output, options, daemon.is_some(), &task);
         task.end_with(done)?;
+        if let Some(daemon) = daemon {
+            writer.hand_over(&daemon, options)?;
+        }
         if let Output::Image { push: true, .. } = output {
             writer.push(options)?;
         }
@@ -57,9 +66,16 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn image(&mut self, request: &BuildRequest, output: &Output, options: &ImageOptions, task: &Task) -> Result<(), Error> {
+    fn image(
+        &mut self,
+        request: &BuildRequest,
+        output: &Output,
+        options: &ImageOptions,
+        leaves: bool,
+        task: &Task,
+    ) -> Result<(), Error> {
         let names: Vec<Reference> = options.names.iter().map(|name| name.reference.clone()).collect();
-        let is_lazy = matches!(output, Output::Image { push: false, .. } | Output::Daemon { .. });
+        let is_lazy = !leaves && matches!(output, Output::Image { push: false, .. } | Output::Daemon { .. });
         if is_lazy && options.wants_nothing() && request.outputs.len() == 1 {
             return self.keep_unpacked(&names, task);
         }
@@ -104,6 +120,20 @@ impl Writer<'_> {
         }
         self.written.names = names.iter().map(ToString::to_string).collect();
         Ok(())
+    }
+
+    /// Gives a daemon the image, or the one for this machine where there are several.
+    fn hand_over(&mut self, daemon: &Reached, options: &ImageOptions) -> Result<(), Error> {
+        let Some((_, image)) = self.assembled.iter().find(|(other, _)| other.same_image(options)) else { return Ok(()) };
+        let platform = |image: &PackedImage| image.config.value().platform();
+        let own = image.images.iter().max_by_key(|image| platform(image).serves(&Platform::host()));
+        let Some(own) = own else { return Ok(()) };
+        if image.images.len() > 1 {
+            let text = "an image of several platforms stays in kiln's store, and the daemon gets that for";
+            self.engine.events.warn(format!("{text} {}", platform(own)));
+        }
+        let names: Vec<Reference> = options.names.iter().map(|name| name.reference.clone()).collect();
+        daemon.hand_over(self.engine, own, &names)
     }
 
     fn push(&mut self, options: &ImageOptions) -> Result<(), Error> {

@@ -7,6 +7,7 @@ use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
 
 use crate::export::CompressionChoice;
+use crate::export::daemon::Daemons;
 
 /// One output of a build.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,8 +30,10 @@ pub enum Output {
         /// How it looks.
         options: ImageOptions,
     },
-    /// An image that an engine of this machine gets (`type=docker` without a dest, `--load`).
+    /// An image that Docker or podman gets (`type=docker` without a dest, `--load`).
     Daemon {
+        /// Which of them.
+        daemons: Daemons,
         /// How it looks.
         options: ImageOptions,
     },
@@ -53,7 +56,7 @@ impl Output {
     /// How the image looks, where the output is one.
     pub fn options(&self) -> Option<&ImageOptions> {
         match self {
-            Output::Image { options, .. } | Output::Archive { options, .. } | Output::Daemon { options } => Some(options),
+            Output::Image { options, .. } | Output::Archive { options, .. } | Output::Daemon { options, .. } => Some(options),
             Output::Files { .. } | Output::CacheOnly => None,
         }
     }
