@@ -17,6 +17,7 @@ use crate::engine::Engine;
 use crate::error::{Error, ImageError};
 use crate::event::Task;
 use crate::export::layout::{self, Layouts};
+use crate::pins::{Pins, Sort};
 
 /// An image whose manifest and configuration are in the store, and whose layers are known by record.
 #[derive(Debug, Clone)]
@@ -59,7 +60,7 @@ impl ResolvedBases {
     }
 
     /// Resolves what the frontend asked for, side by side.
-    pub fn resolve(&mut self, engine: &Engine, requests: &[BaseRequest], pull: bool) -> Result<(), Box<Missing>> {
+    pub fn resolve(&mut self, engine: &Engine, requests: &[BaseRequest], pull: bool, pins: &Pins) -> Result<(), Box<Missing>> {
         let layouts = &self.layouts;
         let results: Vec<Result<Image, Error>> = std::thread::scope(|scope| {
             let work = |request: &BaseRequest| {
@@ -67,7 +68,7 @@ impl ResolvedBases {
                 let layout = request.reference.digest().and_then(|pinned| Some((pinned, layouts.get(&pinned)?)));
                 let image = match layout {
                     Some((pinned, folder)) => layout::image(engine, folder, pinned, &request.platform),
-                    None => resolve(engine, &request.reference, &request.platform, pull, &task),
+                    None => pinned(engine, (&request.reference, &request.platform), pull, pins, &task),
                 };
                 task.end_with(image)
             };
@@ -95,6 +96,40 @@ pub fn resolve(engine: &Engine, reference: &Reference, platform: &Platform, pull
         return Ok(image);
     }
     from_registry(engine, reference, platform, task)
+}
+
+/// The same by what a lock file says, or as it is to say from now on.
+fn pinned(
+    engine: &Engine,
+    (reference, platform): (&Reference, &Platform),
+    pull: bool,
+    pins: &Pins,
+    task: &Task,
+) -> Result<Image, Error> {
+    let name = reference.to_string();
+    // A name with a digest can't come to mean something else.
+    if reference.digest().is_some() || !(pins.is_written() || pins.is_enforced()) {
+        return resolve(engine, reference, platform, pull, task);
+    }
+    if let Some(locked) = pins.pin(Sort::Image, &name)? {
+        let digest = Digest::parse(&locked).map_err(Error::internal("read a digest of the lock file"))?;
+        // One that was built here is in no registry.
+        if let Some(image) = in_store(engine, reference, platform)?.filter(|image| image.pinned == digest) {
+            return Ok(image);
+        }
+        let found = from_registry(engine, &reference.with_digest(digest), platform, task);
+        return found.map_err(|error| match &error {
+            Error::Registry(cause) if !cause.is_temporary() => pins.gone(&reference.familiar(), &locked, error),
+            _ => error,
+        });
+    }
+    // What the name means to everybody is what counts, not what was pulled here some day.
+    let image = match from_registry(engine, reference, platform, task) {
+        Ok(image) => image,
+        Err(error) => in_store(engine, reference, platform)?.ok_or(error)?,
+    };
+    pins.found(Sort::Image, &name, &image.pinned.to_string());
+    Ok(image)
 }
 
 /// An image that was built, pulled or loaded under this name, if it is for this platform.

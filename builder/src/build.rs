@@ -24,6 +24,7 @@ use crate::export::layout::{self, Layouts};
 use crate::export::verify::verify_layers;
 use crate::export::write;
 use crate::ops::http;
+use crate::pins::{Pins, few};
 use crate::request::{BuildRequest, ContextSource, DockerfileSource, NamedSource};
 use crate::solve::{Contexts, LazyContext, Work, solve};
 
@@ -133,6 +134,7 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
     }
     engine.check()?;
     let written = write::write(engine, request, &built)?;
+    settle_pins(engine, &request.pins)?;
     Ok(BuildOutcome {
         sandbox: engine.mode().name().to_owned(),
         config: written.config,
@@ -162,6 +164,7 @@ impl Plan<'_> {
             bases: &bases,
             contexts: self.contexts,
             git: &request.git,
+            pins: &request.pins,
             caching: &request.caching,
             shm_size: request.shm_size,
             limits: &request.limits,
@@ -186,6 +189,23 @@ impl Plan<'_> {
         }
         Ok(Built { platform: platform.clone(), template: build.image, layers, now, epoch: build.epoch })
     }
+}
+
+/// Writes the lock file, or says what is too much in it.
+fn settle_pins(engine: &Engine, pins: &Pins) -> Result<(), Error> {
+    if pins.is_written() {
+        let task = engine.events.start("[internal] writing the lock file");
+        let saved = pins.save();
+        for (name, value) in saved.iter().flatten() {
+            task.status_done(&format!("{name} is {value}"), 0, None);
+        }
+        return Ok(task.end_with(saved).map(drop)?);
+    }
+    let unused = pins.unused();
+    if pins.is_enforced() && !unused.is_empty() {
+        engine.events.warn(format!("the lock file names what this build has no use for: {}", few(&unused)));
+    }
+    Ok(())
 }
 
 /// Makes a folder of the build context.
@@ -228,7 +248,7 @@ fn lacking(engine: &Engine, request: &BuildRequest) -> Vec<&'static str> {
 }
 
 fn access(request: &BuildRequest) -> Access<'_> {
-    Access { environment: &request.git, grants: &request.grants }
+    Access { environment: &request.git, grants: &request.grants, pins: &request.pins }
 }
 
 /// Opens a named context when a step first asks for it; `located` keeps it until the build is over.
@@ -334,12 +354,13 @@ pub(crate) fn lower_all(
         match lower(parsed, source, &options, &bases.known) {
             Ok(Lowered::Build(build)) => return Ok((build, bases)),
             Ok(Lowered::Needs { images, warnings }) => {
-                bases.resolve(engine, &images, request.caching.pull).map_err(|missing| {
+                bases.resolve(engine, &images, request.caching.pull, &request.pins).map_err(|missing| {
                     let Missing { request: wanted, error } = *missing;
                     let cause = match error {
                         Error::Registry(error) => StepError::Registry(error),
                         Error::Store(error) => StepError::Store(error),
                         Error::Image(error) => StepError::Image(error),
+                        Error::Pins(error) => StepError::Pins(error),
                         other => return Rejected { error: other, warnings: Vec::new() },
                     };
                     let error = Error::Step {

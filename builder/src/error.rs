@@ -18,6 +18,7 @@ use crate::context::ContextError;
 use crate::ops::file::FileError;
 use crate::ops::git::GitError;
 use crate::ops::http::HttpError;
+use crate::pins::PinError;
 use crate::remote_cache::backend::BackendError;
 
 /// What sort of failure it is; the command turns it into an exit code.
@@ -153,6 +154,9 @@ pub enum Error {
         #[source]
         cause: Box<dyn StdError + Send + Sync>,
     },
+    /// What the build stands on is not in the lock file, or not what that says.
+    #[error(transparent)]
+    Pins(#[from] PinError),
     /// The build was stopped by a signal.
     #[error("the build was interrupted")]
     Interrupted,
@@ -223,6 +227,9 @@ pub enum StepError {
     /// A git repository could not be fetched.
     #[error(transparent)]
     Git(#[from] GitError),
+    /// It is not in the lock file, or not what that says.
+    #[error(transparent)]
+    Pins(#[from] PinError),
     /// A layer could not be written.
     #[error(transparent)]
     Upper(#[from] UpperError),
@@ -311,8 +318,11 @@ impl Error {
         if out_of_space(self) {
             return Kind::Store;
         }
+        if self.pins().is_some() {
+            return Kind::Dockerfile;
+        }
         match self {
-            Error::Dockerfile { .. } => Kind::Dockerfile,
+            Error::Dockerfile { .. } | Error::Pins(_) => Kind::Dockerfile,
             Error::Context(ContextError::Git(GitError::NoGit { .. })) => Kind::Host,
             Error::Context(ContextError::NoDockerfile { .. } | ContextError::Text { .. } | ContextError::Ignore { .. }) => {
                 Kind::Dockerfile
@@ -343,6 +353,9 @@ impl Error {
             return Some(
                 "free some space, for instance with `kiln prune`, or put the store on another disk with `--root`".to_owned(),
             );
+        }
+        if let Some(error) = self.pins() {
+            return Some(error.hint().to_owned());
         }
         match self {
             Error::Step { meant: Some(meant), .. } => Some(meant.clone()),
@@ -383,6 +396,26 @@ impl Error {
         }
     }
 
+    /// What of it a lock file has to do with.
+    fn pins(&self) -> Option<&PinError> {
+        let (http, git) = match self {
+            Error::Pins(error) => return Some(error),
+            Error::Context(ContextError::Http(error)) => (Some(error), None),
+            Error::Context(ContextError::Git(error)) => (None, Some(error)),
+            Error::Step { cause, .. } | Error::Unplaced(cause) => match &**cause {
+                StepError::Pins(error) => return Some(error),
+                StepError::Http(error) => (Some(error), None),
+                StepError::Git(error) => (None, Some(error)),
+                _ => return None,
+            },
+            _ => return None,
+        };
+        match (http, git) {
+            (Some(HttpError::Pins(error)), _) | (_, Some(GitError::Pins(error))) => Some(error),
+            _ => None,
+        }
+    }
+
     pub(crate) fn internal<E: StdError + Send + Sync + 'static>(operation: &'static str) -> impl FnOnce(E) -> Error {
         move |cause| Error::Internal { operation, cause: Box::new(cause) }
     }
@@ -413,6 +446,7 @@ impl StepError {
             | StepError::NoAgent { .. }
             | StepError::Agent { .. }
             | StepError::Git(_)
+            | StepError::Pins(_)
             | StepError::File(_)
             | StepError::Context(_)
             | StepError::Http(_)

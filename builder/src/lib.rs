@@ -18,6 +18,7 @@ pub mod grant;
 pub mod image;
 pub mod launch;
 pub mod ops;
+pub mod pins;
 pub mod remote_cache;
 pub mod request;
 pub mod schedule;

@@ -430,7 +430,10 @@ mod tests {
             ("https://canary@h/r.git#v1:dir", "https://h/r.git#v1:dir"),
             ("ssh://git@h/r", "ssh://git@h/r"),
             ("https://h/f?x=1&access_token=canary&Y=2#f", "https://h/f?x=1&access_token=xxxxx&Y=2#f"),
-            ("https://h/f?X-Amz-Signature=canary&X-Amz-Credential=canary", "https://h/f?X-Amz-Signature=xxxxx&X-Amz-Credential=xxxxx"),
+            (
+                "https://h/f?X-Amz-Signature=canary&X-Amz-Credential=canary",
+                "https://h/f?X-Amz-Signature=xxxxx&X-Amz-Credential=xxxxx",
+            ),
             ("https://h/f#a?token=b", "https://h/f#a?token=b"),
         ] {
             assert_eq!(shown(Sort::Url, address), want);

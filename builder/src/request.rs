@@ -13,6 +13,7 @@ use crate::attest::AttestationRequest;
 use crate::grant::Grants;
 use crate::ops::failed::OnFailure;
 use crate::ops::git::GitEnvironment;
+use crate::pins::Pins;
 pub use crate::remote_cache::request::CacheRequest;
 
 mod output;
@@ -53,7 +54,7 @@ pub struct BuildRequest {
     /// Caches that are shared with others.
     pub caches: CacheRequest,
     /// Whether what the build stands on is written down or was.
-    pub pins: PinMode,
+    pub pins: Pins,
     /// What git sees of the process's environment.
     pub git: GitEnvironment,
     /// Whether the trees of all layers of the result are proved to be what they were.
@@ -148,12 +149,4 @@ pub struct Caching {
     pub disabled_stages: Vec<String>,
     /// `--pull`: ask the registry what a tag means now, even when the store knows an image of that name.
     pub pull: bool,
-}
-
-/// Whether the digests of what a build stands on are written down, or have to be those that were.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum PinMode {
-    /// Neither.
-    #[default]
-    Off,
 }

@@ -30,6 +30,7 @@ use crate::ops::failed::{FailedStep, OnFailure};
 use crate::ops::file::SourceTree;
 use crate::ops::git::{self, GitEnvironment, Origin};
 use crate::ops::{Fetched, exec, file, http, source};
+use crate::pins::Pins;
 use crate::request::Caching;
 
 /// Steps that run at once at the most. More would only wait for the disk and the processors.
@@ -59,6 +60,8 @@ pub struct Work<'a> {
     pub contexts: &'a Contexts<'a>,
     /// What git sees of the process's environment.
     pub git: &'a GitEnvironment,
+    /// What names stand for, where that is settled.
+    pub pins: &'a Pins,
     /// Which cached results may be used.
     pub caching: &'a Caching,
     /// The size of `/dev/shm` in RUN.
@@ -354,7 +357,7 @@ fn fetch(work: &Work<'_>, vertex: &Vertex, op: &CopyOp) -> Result<Vec<Fetched>, 
                     Some(Checksum::Digest(digest)) => Some(digest),
                     _ => None,
                 };
-                let fetched = http::fetch(url, &work.engine.store, checksum, work.grants, &progress);
+                let fetched = http::fetch_pinned(url, &work.engine.store, checksum, work.grants, work.pins, &progress);
                 out.push(Fetched::File(task.end_with(fetched).map_err(|e| placed(work, vertex, e.into()))?));
             }
             CopySource::Git(url) => {
@@ -370,6 +373,7 @@ fn fetch(work: &Work<'_>, vertex: &Vertex, op: &CopyOp) -> Result<Vec<Fetched>, 
                     cancel: &engine.cancel,
                     origin: Origin::Dockerfile,
                     grants: work.grants,
+                    pins: work.pins,
                 };
                 let found = git::Fetched::find(url, checksum, op.keep_git_dir, &setting);
                 engine.check()?;

@@ -193,11 +193,24 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub(crate) check: Option<bool>,
     #[command(flatten)]
+    pub(crate) pins: PinArgs,
+    #[command(flatten)]
     pub(crate) resources: ResourceArgs,
     #[command(flatten)]
     pub(crate) ignored: IgnoredBuildArgs,
     #[command(flatten)]
     pub(crate) attest: AttestArgs,
+}
+
+/// What names stand for.
+#[derive(Debug, Args, Default)]
+pub(crate) struct PinArgs {
+    /// Write down what the images, addresses and repositories of the build stand for now (default: `kiln.lock` beside the Dockerfile)
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub(crate) lock: Option<OsString>,
+    /// Build from what the lock file says they stand for, and from nothing else
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub(crate) locked: Option<OsString>,
 }
 
 /// Limits of all processes of a RUN together.

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use kiln::build::{BuildOutcome, build};
 use kiln::error::{Error, StepError};
 use kiln::ops::git::{GitEnvironment, PASSED_ON};
-use kiln::request::{BuildRequest, Caching, LanguageOptions, Output, PinMode};
+use kiln::request::{BuildRequest, Caching, LanguageOptions, Output};
 use kiln_frontend::graph::NetworkMode;
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
@@ -27,6 +27,7 @@ use super::grants::{grants, limit};
 use super::human;
 use super::on_failure::on_failure;
 use super::outputs;
+use super::pins;
 use super::progress::Mode;
 use super::report::{Failure, warn, write_stdout};
 use super::resources::group_limits;
@@ -96,6 +97,7 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
     }
     let (context, dockerfile) = contexts::main(args, stdin)?;
     let named_contexts = contexts::named(&args.build_context)?;
+    let pins = pins::parse(&args.pins, &context, &dockerfile)?;
     let (mut build_args, mut labels) = (Vec::new(), Vec::new());
     for arg in &args.build_arg {
         match arg.split_once('=') {
@@ -171,7 +173,7 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
         platforms,
         tags,
         outputs,
-        pins: PinMode::default(),
+        pins,
         git: GitEnvironment(
             PASSED_ON.iter().filter_map(|name| environment.raw(name).map(|value| ((*name).to_owned(), value))).collect(),
         ),

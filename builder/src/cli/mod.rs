@@ -21,6 +21,7 @@ mod inspect;
 mod listing;
 mod on_failure;
 mod outputs;
+mod pins;
 mod progress;
 mod registries_conf;
 mod registry;

@@ -19,6 +19,7 @@ use crate::grant::Grants;
 use crate::ops::file::{begins_as_archive, unpack_all};
 use crate::ops::git::{self, Checkout, GitEnvironment, Origin};
 use crate::ops::http;
+use crate::pins::Pins;
 use crate::request::ContextSource;
 
 /// A text at an address is a Dockerfile, and those are not larger.
@@ -68,6 +69,8 @@ pub(crate) struct Access<'a> {
     pub(crate) environment: &'a GitEnvironment,
     /// May hold credentials.
     pub(crate) grants: &'a Grants,
+    /// What addresses stand for, where that is settled.
+    pub(crate) pins: &'a Pins,
 }
 
 /// Makes a folder of `source`. `keep_git_dir` is for repositories that don't say.
@@ -87,9 +90,8 @@ pub(crate) fn locate(
             Ok(Located::draft(draft, newest, None))
         }
         ContextSource::Http(url) => {
-            let fetched = http::fetch(url, &engine.store, None, access.grants, &|done, total| {
-                task.into_iter().for_each(|task| task.status("downloading", done, total));
-            })?;
+            let progress = |done, total| task.into_iter().for_each(|task| task.status("downloading", done, total));
+            let fetched = http::fetch_pinned(url, &engine.store, None, access.grants, access.pins, &progress)?;
             let said = fetched.last_modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs());
             if begins_as_archive(fetched.open()?) {
                 let (draft, newest) = unpack(engine, fetched.open()?, &fetched.shown)?;
@@ -99,9 +101,9 @@ pub(crate) fn locate(
             Ok(Located::draft(engine.store.layers().prepare(None)?, said, Some(text)))
         }
         ContextSource::Git(url) => {
-            let Access { environment, grants } = access;
+            let Access { environment, grants, pins } = access;
             let origin = Origin::CommandLine;
-            let setting = git::Setting { store: &engine.store, environment, cancel: &engine.cancel, origin, grants };
+            let setting = git::Setting { store: &engine.store, environment, cancel: &engine.cancel, origin, grants, pins };
             let keep = keep_git_dir.then_some(true);
             let found = git::Fetched::find(url, None, keep, &setting)?;
             if let Some(task) = task {

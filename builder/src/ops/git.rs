@@ -18,6 +18,7 @@ use kiln_store::rootdir::FsError;
 use crate::context::{Context, ContextError};
 use crate::grant::{Grants, Secret};
 use crate::ops::agent::{Agent, Forward};
+use crate::pins::{PinError, Pins, Sort};
 
 pub use address::redact;
 pub use address::{GitAddress, Origin};
@@ -110,6 +111,9 @@ pub enum GitError {
     /// The store can't be used.
     #[error(transparent)]
     Store(#[from] kiln_store::Error),
+    /// It is not in the lock file.
+    #[error(transparent)]
+    Pins(#[from] PinError),
     /// The build was stopped by a signal.
     #[error("the build was interrupted")]
     Interrupted,
@@ -176,6 +180,8 @@ pub struct Setting<'a> {
     pub origin: Origin,
     /// May hold credentials.
     pub grants: &'a Grants,
+    /// What addresses stand for, where that is settled.
+    pub pins: &'a Pins,
 }
 
 impl Fetched {
@@ -208,8 +214,15 @@ impl Fetched {
             context: OnceLock::new(),
             fetching: std::sync::Mutex::new(()),
         };
-        let draft = checkout::draft(setting.store)?;
-        fetched.found = checkout::find(&fetched.git(&draft.work)?)?;
+        if matches!(fetched.address.reference, Wanted::Commit(_)) {
+            fetched.found = checkout::find(&fetched.git(&checkout::draft(setting.store)?.work)?)?;
+            return Ok(fetched);
+        }
+        fetched.found = match setting.pins.pin(Sort::Git, url)? {
+            Some(commit) => checkout::at(&fetched.address, &commit)?,
+            None => checkout::find(&fetched.git(&checkout::draft(setting.store)?.work)?)?,
+        };
+        setting.pins.found(Sort::Git, url, &fetched.found.commit);
         Ok(fetched)
     }
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache_key::memo_key;
 use crate::grant::{Grants, Secret};
+use crate::pins::{PinError, Pins, Sort};
 
 const MAX_REDIRECTS: usize = 5;
 /// For one step of the exchange: to connect, to get a header, to get more of the body.
@@ -90,6 +91,9 @@ pub enum HttpError {
         /// What the server sent.
         actual: Digest,
     },
+    /// It is not in the lock file, or not what that says.
+    #[error(transparent)]
+    Pins(#[from] PinError),
     /// The store can't be used.
     #[error(transparent)]
     Store(#[from] kiln_store::Error),
@@ -191,6 +195,33 @@ pub fn fetch(
     let data = serde_json::to_value(&memory).unwrap_or_default();
     store.cache().put(&key, &CacheRecord { layer: None, identity: *digest.as_bytes(), blobs: vec![digest], data })?;
     Ok(out)
+}
+
+/// The same by what a lock file says, or as it is to say from now on. A `checksum` of the Dockerfile's own settles it alone.
+///
+/// # Errors
+/// [`HttpError`].
+pub fn fetch_pinned(
+    url: &str,
+    store: &Store,
+    checksum: Option<&Digest>,
+    grants: &Grants,
+    pins: &Pins,
+    progress: &dyn Fn(u64, Option<u64>),
+) -> Result<Fetched, HttpError> {
+    if checksum.is_some() {
+        return fetch(url, store, checksum, grants, progress);
+    }
+    let locked = pins.pin(Sort::Url, url)?.and_then(|text| Digest::parse(&text).ok());
+    let fetched = fetch(url, store, locked.as_ref(), grants, progress).map_err(|error| match error {
+        HttpError::Checksum { url: shown, expected, actual } => {
+            let changed = pins.changed(url, &expected.to_string(), &actual.to_string());
+            changed.map_or(HttpError::Checksum { url: shown, expected, actual }, HttpError::Pins)
+        }
+        error => error,
+    })?;
+    pins.found(Sort::Url, url, &fetched.digest.to_string());
+    Ok(fetched)
 }
 
 /// What is remembered of the address, if its content is still there.

@@ -17,6 +17,7 @@ mod interop;
 mod interrupted;
 mod language;
 mod layers;
+mod lock;
 mod modes;
 mod mounts;
 mod on_failure;

@@ -66,6 +66,11 @@ pub(super) fn find(git: &Git<'_>) -> Result<Found, GitError> {
     }
 }
 
+/// The commit that is known already to be meant.
+pub(super) fn at(address: &GitAddress, commit: &str) -> Result<Found, GitError> {
+    checked(address, Found { commit: commit.to_owned(), ..Found::default() })
+}
+
 fn is_id(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
