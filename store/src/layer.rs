@@ -1,8 +1,10 @@
 //! Hides how a layer looks in its two forms, and how each is made of the other: an overlay directory and a tar of changes.
 
 pub mod compress;
+pub mod estargz;
 mod inflate;
 mod pack;
+mod repack;
 pub mod same;
 mod unpack;
 pub mod upper;
@@ -10,7 +12,8 @@ pub mod whiteout;
 pub mod xattr;
 
 pub use inflate::{UnpackBlobError, unpack_blob};
-pub use pack::{PackError, PackOptions, PackStats, Packed, PackedError, pack, pack_compressed};
+pub use pack::{PackError, PackOptions, PackStats, Packed, PackedError, pack, pack_compressed, pack_estargz};
+pub use repack::{RepackError, Target, repack};
 pub use unpack::{UnpackError, UnpackOptions, UnpackStats, unpack};
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Hides which codecs there are: one writer and one reader for all of them.
 
-mod gzip;
+pub(super) mod gzip;
+pub(super) mod ordered;
 
 use std::io::{self, BufReader, Read, Write};
 
@@ -56,6 +57,16 @@ pub struct EncodeOptions {
     pub threads: Option<usize>,
 }
 
+impl EncodeOptions {
+    pub(super) fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1)
+    }
+
+    pub(super) fn gzip_level(&self) -> u32 {
+        u32::try_from(self.level.unwrap_or(6)).unwrap_or(6).min(9)
+    }
+}
+
 /// Compresses what's written to it into a sink. The same input gives the same output, however it's cut into writes and
 /// however many threads there are.
 pub struct Encoder<W: Write> {
@@ -71,12 +82,11 @@ enum Inner<W: Write> {
 impl<W: Write> Encoder<W> {
     /// An encoder into `sink`. Bzip2 and xz can't be written (`Unsupported`).
     pub fn new(sink: W, compression: Compression, options: EncodeOptions) -> io::Result<Self> {
-        let threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
+        let threads = options.threads();
         let inner = match compression {
             Compression::None => Inner::None(sink),
             Compression::Gzip => {
-                let level = u32::try_from(options.level.unwrap_or(6)).unwrap_or(6).min(9);
-                Inner::Gzip(gzip::Encoder::new(sink, level, threads)?)
+                Inner::Gzip(gzip::Encoder::new(sink, options.gzip_level(), threads)?)
             }
             Compression::Zstd => {
                 let mut encoder = zstd::stream::write::Encoder::new(sink, options.level.unwrap_or(3))?;

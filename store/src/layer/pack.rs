@@ -7,6 +7,7 @@ use std::sync::mpsc::{self, SyncSender};
 use kiln_oci::digest::{DiffId, Hasher};
 
 use super::compress::{Compression, EncodeOptions, Encoder};
+use super::estargz;
 use super::whiteout::{self, Listed, WhiteoutStyle};
 use super::xattr;
 use crate::rootdir::{FsError, Kind, Meta, RootDir, Timestamp, Xattrs};
@@ -66,21 +67,45 @@ pub struct PackStats {
 /// `.wh..wh..opq`. Files with several names become hard links to the first. File capabilities, ACLs and `user.*` are kept,
 /// times cut to whole seconds (as containerd does, for readers that know only USTAR).
 pub fn pack(diff: &RootDir, out: &mut dyn Write, options: &PackOptions) -> Result<PackStats, PackError> {
-    let mut packer = Packer {
-        // The headers of small files come in pieces of 512 bytes.
-        tar: Writer::new(BufWriter::with_capacity(128 << 10, out)),
-        options,
-        names: HashMap::new(),
-        path: Vec::new(),
-        buffer: vec![0; 128 << 10],
-        stats: PackStats::default(),
-    };
-    packer.tree(diff)?;
-    let Packer { tar, mut stats, .. } = packer;
+    // The headers of small files come in pieces of 512 bytes.
+    let (tar, mut stats) = pack_into(diff, Writer::new(BufWriter::with_capacity(128 << 10, out)), options)?;
     let (mut out, tar_size) = tar.finish()?;
     out.flush().map_err(WriteError::from)?;
     stats.tar_size = tar_size;
     Ok(stats)
+}
+
+fn pack_into<S: Sink>(diff: &RootDir, tar: S, options: &PackOptions) -> Result<(S, PackStats), PackError> {
+    let (path, buffer, stats) = (Vec::new(), vec![0; 128 << 10], PackStats::default());
+    let mut packer = Packer { tar, options, names: HashMap::new(), path, buffer, stats };
+    packer.tree(diff)?;
+    Ok((packer.tar, packer.stats))
+}
+
+/// What takes the entries of a layer.
+pub(super) trait Sink {
+    fn start(&mut self, entry: &Entry) -> Result<(), WriteError>;
+    fn content(&mut self, bytes: &[u8]) -> Result<(), WriteError>;
+}
+
+impl<W: Write> Sink for Writer<W> {
+    fn start(&mut self, entry: &Entry) -> Result<(), WriteError> {
+        self.start(entry)
+    }
+
+    fn content(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        self.content(bytes)
+    }
+}
+
+impl<W: Write> Sink for estargz::Writer<W> {
+    fn start(&mut self, entry: &Entry) -> Result<(), WriteError> {
+        self.start(entry)
+    }
+
+    fn content(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        self.content(bytes)
+    }
 }
 
 /// A layer's tar was packed and compressed.
@@ -131,6 +156,19 @@ pub fn pack_compressed(
     })
 }
 
+/// Packs `diff` into `sink` as an eStargz blob, whose tar has a table of contents that [`pack`] doesn't write.
+pub fn pack_estargz(
+    diff: &RootDir,
+    sink: &mut dyn Write,
+    encode: EncodeOptions,
+    options: &PackOptions,
+) -> Result<(estargz::Made, PackStats), PackError> {
+    let (tar, mut stats) = pack_into(diff, estargz::Writer::new(sink, encode)?, options)?;
+    let (_, made) = tar.finish()?;
+    stats.tar_size = made.tar_size;
+    Ok((made, stats))
+}
+
 /// Hands a copy of what's written to the hashing thread. The writes are those of `pack`'s buffer, so they're large.
 struct Tee<W> {
     sink: W,
@@ -149,8 +187,8 @@ impl<W: Write> Write for Tee<W> {
     }
 }
 
-struct Packer<'a, W: Write> {
-    tar: Writer<W>,
+struct Packer<'a, S> {
+    tar: S,
     options: &'a PackOptions,
     /// The first name of each file that has several, by device and inode.
     names: HashMap<(u64, u64), Vec<u8>>,
@@ -169,7 +207,7 @@ struct Level {
     path_length: usize,
 }
 
-impl<W: Write> Packer<'_, W> {
+impl<S: Sink> Packer<'_, S> {
     fn tree(&mut self, root: &RootDir) -> Result<(), PackError> {
         let mut levels = vec![self.enter(root.try_clone()?, root.meta()?)?];
         while let Some(level) = levels.last_mut() {

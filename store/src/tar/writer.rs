@@ -54,6 +54,11 @@ impl<W: Write> Writer<W> {
         Self { inner, path: Vec::new(), size: 0, written: 0, total: 0 }
     }
 
+    /// The sink, for whoever takes away what was written.
+    pub(crate) fn get_mut(&mut self) -> &mut W {
+        &mut self.inner
+    }
+
     /// Begins an entry: as many bytes as `entry.size` says must be written next. Whole seconds of the time are kept;
     /// `entry.sparse` doesn't matter.
     pub fn start(&mut self, entry: &Entry) -> Result<()> {
@@ -141,7 +146,8 @@ impl<W: Write> Writer<W> {
         Ok((self.inner, self.total))
     }
 
-    fn end_entry(&mut self) -> Result<()> {
+    /// Pads the content of the entry begun last, which the next [`Writer::start`] would do.
+    pub(crate) fn end_entry(&mut self) -> Result<()> {
         if self.written != self.size {
             return Err(WriteError::Size { path: self.path.clone(), expected: self.size, got: self.written });
         }

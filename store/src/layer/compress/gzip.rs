@@ -4,13 +4,11 @@
 //! dictionary, up to a byte boundary; strung together they are one deflate stream (pigz does the same). The cuts depend on
 //! nothing but the input, so neither do the bytes.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use flate2::{Compress, FlushCompress, Status};
+
+use super::ordered::Ordered;
 
 /// Input that is compressed at once. Larger blocks compress 0.1 % better and take more memory.
 const BLOCK: usize = 512 << 10;
@@ -21,15 +19,17 @@ const SAMPLES: usize = 3;
 const SAMPLE: usize = 16 << 10;
 /// Longest stored block of deflate (RFC 1951 3.2.4).
 const STORED: usize = 65535;
+/// No name, no time; XFL says nothing; 255 is "unknown system" (RFC 1952 2.3).
+const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+/// An empty last block with fixed codes ends a deflate stream.
+const END: [u8; 2] = [3, 0];
 
 struct Job {
-    serial: u64,
     data: Vec<u8>,
     dictionary: Vec<u8>,
 }
 
 struct Done {
-    serial: u64,
     deflated: io::Result<Vec<u8>>,
     crc: crc32fast::Hasher,
 }
@@ -39,62 +39,30 @@ pub(super) struct Encoder<W: Write> {
     sink: W,
     block: Vec<u8>,
     dictionary: Vec<u8>,
-    jobs: Option<SyncSender<Job>>,
-    done: Receiver<Done>,
-    workers: Vec<JoinHandle<()>>,
-    /// Blocks handed out, and blocks written.
-    sent: u64,
-    written: u64,
-    early: BTreeMap<u64, Done>,
+    blocks: Ordered<Job, Done>,
     crc: crc32fast::Hasher,
     size: u64,
-    in_flight: u64,
 }
 
 impl<W: Write> Encoder<W> {
     pub(super) fn new(mut sink: W, level: u32, threads: usize) -> io::Result<Self> {
-        // No name, no time; XFL says nothing; 255 is "unknown system" (RFC 1952 2.3).
-        sink.write_all(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255])?;
-        let in_flight = threads * 2;
-        let (jobs, take) = mpsc::sync_channel::<Job>(in_flight);
-        let take = Arc::new(Mutex::new(take));
-        let (give, done) = mpsc::channel();
-        let mut workers = Vec::with_capacity(threads);
-        for _ in 0..threads {
-            let (take, give) = (Arc::clone(&take), give.clone());
-            let worker = std::thread::Builder::new().name("gzip".into()).spawn(move || work(&take, &give, level))?;
-            workers.push(worker);
-        }
-        Ok(Self {
-            sink,
-            block: Vec::with_capacity(BLOCK),
-            dictionary: Vec::new(),
-            jobs: Some(jobs),
-            done,
-            workers,
-            sent: 0,
-            written: 0,
-            early: BTreeMap::new(),
-            crc: crc32fast::Hasher::new(),
-            size: 0,
-            in_flight: in_flight as u64,
-        })
+        sink.write_all(&HEADER)?;
+        let blocks = Ordered::new(threads, move |job: Job| {
+            let mut crc = crc32fast::Hasher::new();
+            crc.update(&job.data);
+            Done { deflated: deflate(&job.data, &job.dictionary, level), crc }
+        })?;
+        let block = Vec::with_capacity(BLOCK);
+        Ok(Self { sink, block, dictionary: Vec::new(), blocks, crc: crc32fast::Hasher::new(), size: 0 })
     }
 
     pub(super) fn finish(mut self) -> io::Result<W> {
         if !self.block.is_empty() {
             self.send()?;
         }
-        while self.written < self.sent {
-            self.receive()?;
-        }
-        self.jobs = None;
-        for worker in self.workers.drain(..) {
-            // A worker that panicked gave no answer, which `receive` has reported.
-            let _ = worker.join();
-        }
-        // An empty last block with fixed codes ends the deflate stream.
-        self.sink.write_all(&[3, 0])?;
+        let Self { blocks, sink, crc, .. } = &mut self;
+        blocks.finish(&mut |done| take(sink, crc, done))?;
+        self.sink.write_all(&END)?;
         self.sink.write_all(&self.crc.finalize().to_le_bytes())?;
         // The size modulo 2^32 (RFC 1952 2.3.1).
         self.sink.write_all(&(self.size as u32).to_le_bytes())?;
@@ -102,30 +70,19 @@ impl<W: Write> Encoder<W> {
     }
 
     fn send(&mut self) -> io::Result<()> {
-        while self.sent - self.written >= self.in_flight {
-            self.receive()?;
-        }
         let data = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
         let tail = data[data.len().saturating_sub(DICTIONARY)..].to_vec();
         let dictionary = std::mem::replace(&mut self.dictionary, tail);
         self.size += data.len() as u64;
-        let job = Job { serial: self.sent, data, dictionary };
-        self.jobs.as_ref().and_then(|jobs| jobs.send(job).ok()).ok_or_else(lost)?;
-        self.sent += 1;
-        Ok(())
+        let Self { blocks, sink, crc, .. } = self;
+        blocks.send(Job { data, dictionary }, &mut |done| take(sink, crc, done))
     }
+}
 
-    /// Waits for one block and writes what's in order.
-    fn receive(&mut self) -> io::Result<()> {
-        let done = self.done.recv().map_err(|_| lost())?;
-        self.early.insert(done.serial, done);
-        while let Some(done) = self.early.remove(&self.written) {
-            self.sink.write_all(&done.deflated?)?;
-            self.crc.combine(&done.crc);
-            self.written += 1;
-        }
-        Ok(())
-    }
+fn take(sink: &mut impl Write, crc: &mut crc32fast::Hasher, done: Done) -> io::Result<()> {
+    sink.write_all(&done.deflated?)?;
+    crc.combine(&done.crc);
+    Ok(())
 }
 
 impl<W: Write> Write for Encoder<W> {
@@ -143,21 +100,25 @@ impl<W: Write> Write for Encoder<W> {
     }
 }
 
-fn lost() -> io::Error {
-    io::Error::other("a compressing thread ended unexpectedly")
-}
-
-fn work(take: &Mutex<Receiver<Job>>, give: &mpsc::Sender<Done>, level: u32) {
-    loop {
-        let job = take.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(job) = job else { return };
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&job.data);
-        let done = Done { serial: job.serial, deflated: deflate(&job.data, &job.dictionary, level), crc };
-        if give.send(done).is_err() {
-            return;
+/// A whole gzip member, made by the thread that asks.
+pub(crate) fn member(data: &[u8], level: u32) -> io::Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(data.len() / 2 + 1024);
+    out.extend_from_slice(&HEADER);
+    if data.len() <= BLOCK && level > 0 && is_compressible(data)? {
+        run(&mut Compress::new(flate2::Compression::new(level), false), data, FlushCompress::Finish, &mut out)?;
+    } else {
+        let mut dictionary: &[u8] = &[];
+        for block in data.chunks(BLOCK) {
+            out.extend_from_slice(&deflate(block, dictionary, level)?);
+            dictionary = &block[block.len().saturating_sub(DICTIONARY)..];
         }
+        out.extend_from_slice(&END);
     }
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(data);
+    out.extend_from_slice(&crc.finalize().to_le_bytes());
+    out.extend_from_slice(&(data.len() as u32).to_le_bytes());
+    Ok(out)
 }
 
 /// Deflates one block up to a byte boundary, without ending the stream.
