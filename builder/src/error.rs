@@ -293,6 +293,15 @@ pub enum ImageError {
         /// Which one.
         digest: String,
     },
+    /// A layer of a base can't be packed anew.
+    #[error("cannot change the form of the layer {digest}")]
+    Repack {
+        /// Its blob.
+        digest: String,
+        /// Why.
+        #[source]
+        cause: kiln_store::layer::RepackError,
+    },
     /// The tree of a layer is not what it was when it was made.
     #[error("the files of layer {layer} were changed in the store")]
     LayerChanged {

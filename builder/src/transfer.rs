@@ -21,11 +21,11 @@ use crate::engine::Engine;
 use crate::error::{Error, ImageError};
 use crate::event::Task;
 use crate::export::form::Form;
-use crate::export::pack;
+use crate::export::pack::{self, Ready, Wanted};
 use crate::ops::source::fetch_layer;
 
 /// How many blobs travel at once, as Docker does it.
-const TRANSFERS: usize = 5;
+pub(crate) const TRANSFERS: usize = 5;
 
 /// What a pull did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,9 +97,17 @@ pub(crate) fn push_in(engine: &Engine, reference: &Reference, task: &Task) -> Re
         return Err(Error::Image(ImageError::NotFound { name: reference.familiar() }));
     };
     let repository = Repository::from(reference);
-    let packed = packed_image(engine, &mut record, &Form::DEFAULT, task)?;
+    let ahead = Mutex::new(Vec::new());
+    let ready = |layer: &LayerRecord, blob: &Descriptor| {
+        push_layer(engine, &repository, layer, blob, task)?;
+        ahead.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(blob.digest);
+        Ok(())
+    };
+    let packed = packed_image(engine, &mut record, &Form::DEFAULT, task, Some(&ready))?;
+    let ahead = ahead.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     task.status("pushing layers", 0, None);
-    side_by_side(&packed.layers, |(layer, blob)| {
+    let left: Vec<_> = packed.layers.iter().filter(|(_, blob)| !ahead.contains(&blob.digest)).collect();
+    side_by_side(&left, |(layer, blob)| {
         engine.check()?;
         push_layer(engine, &repository, layer, blob, task)
     })?;
@@ -137,7 +145,16 @@ pub(crate) struct PackedImage {
 
 /// Packs what isn't packed yet and writes the manifest down, so that the next push or save finds both. Annotations that an
 /// earlier manifest of the image has stay.
-pub(crate) fn packed_image(engine: &Engine, record: &mut ImageRecord, form: &Form, task: &Task) -> Result<PackedImage, Error> {
+///
+/// The forms of its layers stay, too: what the configuration says of their tars holds for those alone. `ready` gets each layer that
+/// has to be packed as soon as it is.
+pub(crate) fn packed_image(
+    engine: &Engine,
+    record: &mut ImageRecord,
+    form: &Form,
+    task: &Task,
+    ready: Option<Ready<'_>>,
+) -> Result<PackedImage, Error> {
     let config = bases::read_config(engine, &record.config)?;
     let layers: Vec<LayerRecord> = match record.layers.last() {
         Some(top) => engine.store.layers().chain(top)?,
@@ -148,7 +165,7 @@ pub(crate) fn packed_image(engine: &Engine, record: &mut ImageRecord, form: &For
         && engine.store.blobs().has(&descriptor.digest)
         && let Ok(manifest) = Raw::<Manifest>::parse(engine.store.blobs().read(&descriptor.digest, MAX_DOCUMENT)?)
     {
-        if manifest.value().layers.len() == layers.len() && fits(engine, &manifest, &layers, form) {
+        if manifest.value().layers.len() == layers.len() && fits(engine, &manifest, &layers) {
             let descriptor = descriptor.clone();
             let layers = layers.into_iter().zip(manifest.value().layers.clone()).collect();
             return Ok(PackedImage { config, manifest, descriptor, layers });
@@ -157,10 +174,17 @@ pub(crate) fn packed_image(engine: &Engine, record: &mut ImageRecord, form: &For
         in_descriptor.clone_from(&descriptor.annotations);
     }
     task.status("exporting layers", 0, None);
-    let mut blobs = Vec::with_capacity(layers.len());
-    for layer in &layers {
-        blobs.push(pack::packed(engine, layer, form, false, task)?.descriptor);
+    let diff_ids = &config.value().rootfs.diff_ids;
+    let wanted = layers.iter().zip(diff_ids).map(|(layer, diff_id)| {
+        let force = layer.diff_id.is_some_and(|own| own != *diff_id);
+        Wanted { layer, form: pack::form_of(layer, *diff_id, form), force }
+    });
+    let made = pack::all(engine, &wanted.collect::<Vec<_>>(), task, ready)?;
+    if !made.iter().map(|layer| &layer.diff_id).eq(diff_ids) {
+        let reason = "its layers are not those that its configuration names".to_owned();
+        return Err(Error::Image(ImageError::Invalid { name: record.config.to_string(), reason }));
     }
+    let blobs: Vec<Descriptor> = made.into_iter().map(|layer| layer.descriptor).collect();
     task.status_done("exporting layers", 0, None);
     let manifest = pack::manifest(&config, &blobs, in_manifest)?;
     let mut descriptor = Descriptor::of(media_type::OCI_MANIFEST, manifest.bytes());
@@ -174,18 +198,21 @@ pub(crate) fn packed_image(engine: &Engine, record: &mut ImageRecord, form: &For
     Ok(PackedImage { config, manifest, descriptor, layers: layers.into_iter().zip(blobs).collect() })
 }
 
-/// Whether the manifest's blobs can be had: those of built layers are in the store in this compression.
-fn fits(engine: &Engine, manifest: &Raw<Manifest>, layers: &[LayerRecord], form: &Form) -> bool {
-    layers.iter().zip(&manifest.value().layers).all(|(layer, blob)| match &layer.kind {
-        LayerKind::Base(BaseLayer { blob: own, .. }) => own.digest == blob.digest,
-        LayerKind::Built => {
-            layer.blobs.iter().any(|b| b.descriptor.digest == blob.digest && b.compression == form.label())
+/// Whether the manifest's blobs can be had: in the store, or where a base came from.
+fn fits(engine: &Engine, manifest: &Raw<Manifest>, layers: &[LayerRecord]) -> bool {
+    layers.iter().zip(&manifest.value().layers).all(|(layer, blob)| {
+        is_own(layer, blob)
+            || layer.blobs.iter().any(|b| b.descriptor.digest == blob.digest)
                 && engine.store.blobs().has_sized(&blob.digest, blob.size)
-        }
     })
 }
 
-fn push_layer(
+/// Whether the blob is the one that a base brought the layer in.
+pub(crate) fn is_own(layer: &LayerRecord, blob: &Descriptor) -> bool {
+    matches!(&layer.kind, LayerKind::Base(base) if base.blob.digest == blob.digest)
+}
+
+pub(crate) fn push_layer(
     engine: &Engine,
     repository: &Repository,
     layer: &LayerRecord,
@@ -193,17 +220,19 @@ fn push_layer(
     task: &Task,
 ) -> Result<(), Error> {
     let sources: Vec<Repository> = match &layer.kind {
-        LayerKind::Base(BaseLayer { sources, .. }) => {
+        LayerKind::Base(BaseLayer { sources, .. }) if is_own(layer, blob) => {
             sources.iter().filter_map(|s| Reference::parse(s).ok()).map(|r| Repository::from(&r)).collect()
         }
-        LayerKind::Built => Vec::new(),
+        _ => Vec::new(),
     };
     let name = blob.digest.to_string();
     // A lazy base layer is fetched only when the registry turns out to lack it. An error on the way there must reach the
     // person as what it was, so it is kept beside the reader's.
     let fetch_error = Mutex::new(None);
     let open = |from| -> std::io::Result<Box<dyn Read + Send>> {
-        if let Err(error) = fetch_layer(engine, layer, task) {
+        if is_own(layer, blob)
+            && let Err(error) = fetch_layer(engine, layer, task)
+        {
             let text = error.to_string();
             *fetch_error.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
             return Err(std::io::Error::other(text));

@@ -155,6 +155,13 @@ struct Facts {
     blobs: Vec<PackedBlob>,
 }
 
+impl Facts {
+    fn keep(&mut self, blob: PackedBlob) {
+        self.blobs.retain(|old| old.compression != blob.compression);
+        self.blobs.push(blob);
+    }
+}
+
 /// What this process has read already and can't change under its lease.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
@@ -319,10 +326,20 @@ impl<'a> Layers<'a> {
             facts.diff_id = Some(diff_id);
             facts.tar_size = Some(tar_size);
             if let Some(blob) = blob {
-                facts.blobs.retain(|old| old.compression != blob.compression);
-                facts.blobs.push(blob);
+                facts.keep(blob);
             }
         })
+    }
+
+    /// Writes down a packed form whose tar is another than the layer's own.
+    ///
+    /// # Errors
+    /// [`Error::LayerMissing`], [`Error::Io`].
+    pub fn add_packed(&self, id: &LayerId, blob: PackedBlob) -> Result<()> {
+        if self.known(id)?.is_none() {
+            return Err(Error::LayerMissing { id: id.clone() });
+        }
+        self.learn(id, |facts| facts.keep(blob))
     }
 
     fn learn(&self, id: &LayerId, change: impl FnOnce(&mut Facts)) -> Result<()> {

@@ -250,12 +250,7 @@ fn compression(keys: &mut Keys<'_>) -> Result<CompressionChoice, Failure> {
             Failure::usage(format!("non-integer value `{text}` specified for compression-level in output `{}`", keys.spec))
         })?),
     };
-    let choice = CompressionChoice { kind, level, force: keys.flag("force-compression", true)?.unwrap_or_default() };
-    // The owner of the layers' forms takes this away.
-    match choice.force || kind == CompressionKind::Estargz {
-        false => Ok(choice),
-        true => Err(Failure::usage(format!("the compression in output `{}` is not supported yet", keys.spec))),
-    }
+    Ok(CompressionChoice { kind, level, force: keys.flag("force-compression", true)?.unwrap_or_default() })
 }
 
 /// `annotation[-TYPE][[PLATFORM]].KEY` (BuildKit `exptypes/annotations.go`).

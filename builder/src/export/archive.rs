@@ -17,7 +17,7 @@ use crate::event::Task;
 use crate::export::form::Form;
 use crate::ops::source::fetch_layer;
 use crate::request::{ArchiveFormat, Destination};
-use crate::transfer::{PackedImage, packed_image};
+use crate::transfer::{PackedImage, is_own, packed_image};
 
 /// An image in an archive.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ fn save_in(engine: &Engine, names: &[Reference], format: ArchiveFormat, dest: Op
         let Some(mut record) = engine.store.images().get(name)? else {
             return Err(Error::Image(ImageError::NotFound { name: name.familiar() }));
         };
-        images.push(packed_image(engine, &mut record, &Form::DEFAULT, task)?);
+        images.push(packed_image(engine, &mut record, &Form::DEFAULT, task, None)?);
     }
     let members: Vec<Member<'_>> =
         names.iter().zip(&images).map(|(name, image)| Member { names: vec![name.clone()], image }).collect();
@@ -58,7 +58,7 @@ pub(crate) fn write(
     task: &Task,
 ) -> Result<(), Error> {
     for member in members {
-        for (layer, _) in &member.image.layers {
+        for (layer, _) in member.image.layers.iter().filter(|(layer, blob)| is_own(layer, blob)) {
             engine.check()?;
             fetch_layer(engine, layer, task)?;
         }

@@ -14,7 +14,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::event::Task;
 use crate::export::form::Form;
-use crate::export::pack::{self, PackedLayer};
+use crate::export::pack::{self, PackedLayer, Ready, Wanted};
 use crate::image::{self, NewLayer};
 use crate::request::{ImageOptions, Scope};
 use crate::transfer::PackedImage;
@@ -63,9 +63,15 @@ pub(crate) struct Assembled {
     pub(crate) descriptor: Descriptor,
 }
 
-/// Makes an image of what was solved for its platforms.
-pub(crate) fn assemble(engine: &Engine, built: &[Built], options: &ImageOptions, task: &Task) -> Result<Assembled, Error> {
-    let images = built.iter().map(|built| one(engine, built, options, task)).collect::<Result<Vec<_>, Error>>()?;
+/// Makes an image of what was solved for its platforms; `ready` gets each layer when it is packed.
+pub(crate) fn assemble(
+    engine: &Engine,
+    built: &[Built],
+    options: &ImageOptions,
+    task: &Task,
+    ready: Option<Ready<'_>>,
+) -> Result<Assembled, Error> {
+    let images = built.iter().map(|built| one(engine, built, options, task, ready)).collect::<Result<Vec<_>, Error>>()?;
     match images.as_slice() {
         [only] => {
             let descriptor = only.descriptor.clone();
@@ -76,12 +82,24 @@ pub(crate) fn assemble(engine: &Engine, built: &[Built], options: &ImageOptions,
 }
 
 /// The image of one platform.
-fn one(engine: &Engine, built: &Built, options: &ImageOptions, task: &Task) -> Result<PackedImage, Error> {
+fn one(
+    engine: &Engine,
+    built: &Built,
+    options: &ImageOptions,
+    task: &Task,
+    ready: Option<Ready<'_>>,
+) -> Result<PackedImage, Error> {
     task.status("exporting layers", 0, None);
     let epoch = built.epoch.filter(|_| options.rewrite_timestamp).map(|epoch| i64::try_from(epoch).unwrap_or(i64::MAX));
     let form = Form::new(options.compression, epoch);
     let packed: Vec<PackedLayer> = while_syncing(engine, &built.layers, || {
-        built.layers.iter().map(|layer| pack::packed(engine, layer, &form, options.compression.force, task)).collect()
+        let base = &built.template.config.rootfs.diff_ids;
+        let wanted = built.layers.iter().enumerate().map(|(at, layer)| Wanted {
+            layer,
+            form: base.get(at).map_or(form, |diff_id| pack::form_in_base(layer, *diff_id, &form)),
+            force: options.compression.force,
+        });
+        pack::all(engine, &wanted.collect::<Vec<_>>(), task, ready)
     })?;
     task.status_done("exporting layers", 0, None);
     let (blobs, diff_ids): (Vec<Descriptor>, Vec<DiffId>) =

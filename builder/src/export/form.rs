@@ -102,6 +102,20 @@ impl Form {
         }
     }
 
+    /// The form that a label names.
+    pub(crate) fn parse(label: &str) -> Option<Self> {
+        let (name, epoch) = match label.split_once('@') {
+            Some((name, epoch)) => (name, Some(epoch.parse().ok()?)),
+            None => (label, None),
+        };
+        let (kind, level) = match name.split_once(':') {
+            Some((kind, level)) => (CompressionKind::parse(kind)?, Some(level.parse().ok()?)),
+            None => (CompressionKind::Uncompressed, None),
+        };
+        let form = Self::new(CompressionChoice { kind, level, force: false }, epoch);
+        (form.label() == label).then_some(form)
+    }
+
     /// Whether the tar in it is the one that every form without a table of contents and with the files' own times has.
     pub fn keeps_the_tar(&self) -> bool {
         self.kind != CompressionKind::Estargz && self.epoch.is_none()
@@ -144,8 +158,12 @@ mod tests {
             let kind = CompressionKind::parse(name).unwrap();
             let form = Form::new(CompressionChoice { kind, level, force: false }, epoch);
             assert_eq!(form.label(), label);
+            assert_eq!(Form::parse(label), Some(form));
         }
         assert_eq!(Form::DEFAULT, Form::from(CompressionChoice::default()));
         assert_eq!(CompressionKind::parse("xz"), None);
+        for other in ["", "gzip", "gzip:06", "gzip:x", "xz:3", "none:1", "gzip:6@", "zstd:0"] {
+            assert_eq!(Form::parse(other), None, "{other}");
+        }
     }
 }

@@ -2,20 +2,24 @@
 
 use kiln_oci::config::ImageConfig;
 use kiln_oci::descriptor::Descriptor;
-use kiln_oci::digest::DiffId;
+use kiln_oci::digest::{DiffId, Digest};
 use kiln_oci::manifest::{Manifest, Raw};
 use kiln_oci::media_type;
 use kiln_store::layer::compress::{Compression, EncodeOptions};
-use kiln_store::layer::pack_compressed;
+use kiln_store::layer::{PackOptions, PackedError, Target, pack_compressed, pack_estargz, repack};
 use kiln_store::rootdir::RootDir;
-use kiln_store::{BaseLayer, LayerKind, LayerRecord, PackedBlob};
+use kiln_store::{BaseLayer, BlobWriter, LayerKind, LayerRecord, PackedBlob};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 
 use crate::engine::Engine;
 use crate::error::{Error, ImageError};
 use crate::event::Task;
-use crate::export::form::Form;
+use crate::export::form::{CompressionChoice, CompressionKind, Form};
+use crate::ops::source::fetch_layer;
+use crate::transfer::TRANSFERS;
 
 /// The digests of the layers' tars. A layer of a base image knows its own; one that was built here is packed into nothing but a
 /// hasher, the first time somebody asks.
@@ -48,13 +52,17 @@ pub struct PackedLayer {
 
 /// The blob of a layer in this form, made at most once.
 ///
-/// A layer that came with an image keeps its own blob whatever the form, unless `force` is set: then its blob is packed anew.
-/// The blob of such a layer may still be in its registry.
+/// A layer that came with an image keeps its own blob whatever the form, unless `force` is set: then its tar is packed anew.
+/// The blob of a layer that keeps its own may still be in its registry.
 pub fn packed(engine: &Engine, layer: &LayerRecord, form: &Form, force: bool, task: &Task) -> Result<PackedLayer, Error> {
-    if let LayerKind::Base(BaseLayer { blob, diff_id, .. }) = &layer.kind {
-        let _ = force;
-        return Ok(PackedLayer { descriptor: blob.clone(), diff_id: *diff_id });
-    }
+    let form = match &layer.kind {
+        LayerKind::Base(base) if !force || has_form(&base.blob, form) => {
+            return Ok(PackedLayer { descriptor: base.blob.clone(), diff_id: base.diff_id });
+        }
+        // The files of a base are as old as its image says, as BuildKit leaves them.
+        LayerKind::Base(_) => &Form { epoch: None, ..*form },
+        LayerKind::Built => form,
+    };
     if let Some(found) = remembered(engine, layer, form) {
         return Ok(found);
     }
@@ -62,15 +70,150 @@ pub fn packed(engine: &Engine, layer: &LayerRecord, form: &Form, force: bool, ta
     let name = format!("exporting layer {}", layer.id);
     task.status(&name, 0, None);
     let mut writer = engine.store.blobs().writer()?;
-    let diff = open_diff(engine, layer)?;
-    let encode = EncodeOptions { level: Some(form.level), ..EncodeOptions::default() };
-    let made = pack_compressed(&diff, &mut writer, form.codec(), encode, &engine.store.packing())?;
+    let made = match &layer.kind {
+        LayerKind::Base(base) => {
+            fetch_layer(engine, layer, task)?;
+            of_base(engine, base, form, &mut writer)?
+        }
+        LayerKind::Built => of_tree(engine, layer, form, &mut writer)?,
+    };
     let (digest, size) = writer.commit(None)?;
-    let descriptor = Descriptor::new(form.kind.media_type(), digest, size);
-    let blob = PackedBlob { descriptor: descriptor.clone(), compression: form.label(), diff_id: None };
-    engine.store.layers().set_packed(&layer.id, made.diff_id, made.stats.tar_size, Some(blob))?;
+    let mut descriptor = Descriptor::new(form.kind.media_type(), digest, size);
+    if let Some(toc) = made.toc {
+        descriptor.annotations.insert(TOC_DIGEST.to_owned(), toc.to_string());
+        descriptor.annotations.insert(UNCOMPRESSED_SIZE.to_owned(), made.tar_size.to_string());
+    }
+    let diff_id = (!form.keeps_the_tar()).then_some(made.diff_id);
+    let blob = PackedBlob { descriptor: descriptor.clone(), compression: form.label(), diff_id };
+    match form.keeps_the_tar() {
+        true => engine.store.layers().set_packed(&layer.id, made.diff_id, made.tar_size, Some(blob))?,
+        false => engine.store.layers().add_packed(&layer.id, blob)?,
+    }
     task.status_done(&format!("exporting layer {digest}"), size, Some(size));
     Ok(PackedLayer { descriptor, diff_id: made.diff_id })
+}
+
+/// The annotations by which a lazy snapshotter proves the table of contents, and tells how much there is to unpack.
+const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
+
+/// Whether the blob of a base is as asked for already. Which level it has can't be seen, so only the usual one counts as that.
+fn has_form(blob: &Descriptor, form: &Form) -> bool {
+    let is_estargz = blob.annotations.contains_key(TOC_DIGEST);
+    let same = media_type::layer_to_oci(&blob.media_type) == form.kind.media_type();
+    let usual = Form::from(CompressionChoice { kind: form.kind, level: None, force: false });
+    same && is_estargz == (form.kind == CompressionKind::Estargz) && form.level == usual.level
+}
+
+/// A layer, and how it is wanted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) layer: &'a LayerRecord,
+    pub(crate) form: Form,
+    /// See [`packed`].
+    pub(crate) force: bool,
+}
+
+/// What is done with each layer as soon as it is packed.
+pub(crate) type Ready<'a> = &'a (dyn Fn(&LayerRecord, &Descriptor) -> Result<(), Error> + Sync);
+
+/// Packs layers side by side, as many as there are processors. While one is packed, those before it are `ready`: on their way to a
+/// registry, say, several at once, since that waits for others. The first error ends everything.
+pub(crate) fn all(
+    engine: &Engine,
+    layers: &[Wanted<'_>],
+    task: &Task,
+    ready: Option<Ready<'_>>,
+) -> Result<Vec<PackedLayer>, Error> {
+    let packers = std::thread::available_parallelism().map_or(1, usize::from).min(layers.len());
+    let next = AtomicUsize::new(0);
+    let failure = Mutex::new(None);
+    let fail = |error| {
+        next.store(layers.len(), Ordering::Relaxed);
+        failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    };
+    let made: Vec<OnceLock<PackedLayer>> = layers.iter().map(|_| OnceLock::new()).collect();
+    let (send, due) = mpsc::channel::<usize>();
+    let due = Mutex::new(due);
+    std::thread::scope(|scope| {
+        for _ in 0..packers {
+            let (send, made, next, fail) = (send.clone(), &made, &next, &fail);
+            scope.spawn(move || {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(wanted) = layers.get(at) else { return };
+                    match packed(engine, wanted.layer, &wanted.form, wanted.force, task) {
+                        Ok(layer) => drop(made[at].set(layer)),
+                        Err(error) => return fail(error),
+                    }
+                    // Nobody listens after an error.
+                    let _ = send.send(at);
+                }
+            });
+        }
+        drop(send);
+        let Some(ready) = ready else { return };
+        for _ in 0..TRANSFERS.min(layers.len()) {
+            let (due, made, fail, failure) = (&due, &made, &fail, &failure);
+            scope.spawn(move || {
+                loop {
+                    let at = due.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let (Ok(at), false) = (at, failure.lock().is_ok_and(|failure| failure.is_some())) else { return };
+                    let Some(layer) = made[at].get() else { continue };
+                    if let Err(error) = engine.check().and_then(|()| ready(layers[at].layer, &layer.descriptor)) {
+                        return fail(error);
+                    }
+                }
+            });
+        }
+    });
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(made.into_iter().filter_map(OnceLock::into_inner).collect()),
+    }
+}
+
+/// How a layer was packed when its tar was the one that `wanted` names: an image keeps its form when its blobs have to be made
+/// again.
+pub(crate) fn form_of(layer: &LayerRecord, wanted: DiffId, form: &Form) -> Form {
+    let made = layer.blobs.iter().find(|blob| blob.diff_id == Some(wanted));
+    made.and_then(|blob| Form::parse(&blob.compression)).unwrap_or(*form)
+}
+
+/// The form in which a layer of the base that `wanted` is the tar of stays as it is: an image of the store may have been exported
+/// with times rewritten, and the layers that it gives to another are those.
+pub(crate) fn form_in_base(layer: &LayerRecord, wanted: DiffId, form: &Form) -> Form {
+    Form { epoch: form_of(layer, wanted, &Form { epoch: None, ..*form }).epoch, ..*form }
+}
+
+struct Made {
+    diff_id: DiffId,
+    tar_size: u64,
+    toc: Option<Digest>,
+}
+
+fn of_tree(engine: &Engine, layer: &LayerRecord, form: &Form, writer: &mut BlobWriter) -> Result<Made, Error> {
+    let diff = open_diff(engine, layer)?;
+    let options = PackOptions { latest_mtime: form.epoch, ..engine.store.packing() };
+    if form.kind == CompressionKind::Estargz {
+        let (made, _) = pack_estargz(&diff, writer, encode(form), &options).map_err(PackedError::Pack)?;
+        return Ok(Made { diff_id: made.diff_id, tar_size: made.tar_size, toc: Some(made.toc) });
+    }
+    let made = pack_compressed(&diff, writer, form.codec(), encode(form), &options)?;
+    Ok(Made { diff_id: made.diff_id, tar_size: made.stats.tar_size, toc: None })
+}
+
+fn of_base(engine: &Engine, base: &BaseLayer, form: &Form, writer: &mut BlobWriter) -> Result<Made, Error> {
+    let blob = engine.store.blobs().open_sized(&base.blob.digest, base.blob.size)?;
+    let is_estargz = form.kind == CompressionKind::Estargz;
+    let target = if is_estargz { Target::Estargz } else { Target::Tar(form.codec()) };
+    let made = repack(blob, base.diff_id, writer, target, encode(form))
+        .map_err(|cause| Error::Image(ImageError::Repack { digest: base.blob.digest.to_string(), cause }))?;
+    Ok(Made { diff_id: made.diff_id, tar_size: made.tar_size, toc: is_estargz.then_some(made.toc) })
+}
+
+fn encode(form: &Form) -> EncodeOptions {
+    EncodeOptions { level: Some(form.level), ..EncodeOptions::default() }
 }
 
 /// A form that was made before and is still there.

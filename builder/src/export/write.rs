@@ -6,6 +6,8 @@ use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::Digest;
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
+use kiln_registry_client::Repository;
+use kiln_store::LayerRecord;
 
 use crate::engine::Engine;
 use crate::error::Error;
@@ -13,6 +15,7 @@ use crate::event::Task;
 use crate::export::archive::{self, Member};
 use crate::export::assemble::{Assembled, Built, assemble, keep, unpacked};
 use crate::export::daemon::{self, Reached};
+use crate::export::pack::Ready;
 use crate::request::{ArchiveFormat, BuildRequest, ImageOptions, Output};
 use crate::transfer::{self, PackedImage};
 
@@ -79,7 +82,16 @@ impl Writer<'_> {
         if is_lazy && options.wants_nothing() && request.outputs.len() == 1 {
             return self.keep_unpacked(&names, task);
         }
-        let image = self.assembled(options, task)?;
+        let engine = self.engine;
+        let ahead = |layer: &LayerRecord, blob: &Descriptor| {
+            // Each name may be in a repository of its own; the push itself finds what is there already.
+            options
+                .names
+                .iter()
+                .try_for_each(|name| transfer::push_layer(engine, &Repository::from(&name.reference), layer, blob, task))
+        };
+        let ready: Option<Ready<'_>> = if matches!(output, Output::Image { push: true, .. }) { Some(&ahead) } else { None };
+        let image = self.assembled(options, task, ready)?;
         if let Output::Archive { format, dest, .. } = output {
             let members: Vec<Member<'_>> = image.images.iter().map(|image| Member { names: names.clone(), image }).collect();
             archive::write(self.engine, &members, *format, dest, task)?;
@@ -102,11 +114,11 @@ impl Writer<'_> {
     }
 
     /// The image with these options, made at most once.
-    fn assembled(&mut self, options: &ImageOptions, task: &Task) -> Result<Rc<Assembled>, Error> {
+    fn assembled(&mut self, options: &ImageOptions, task: &Task, ready: Option<Ready<'_>>) -> Result<Rc<Assembled>, Error> {
         if let Some((_, known)) = self.assembled.iter().find(|(other, _)| other.same_image(options)) {
             return Ok(Rc::clone(known));
         }
-        let made = Rc::new(assemble(self.engine, self.built, options, task)?);
+        let made = Rc::new(assemble(self.engine, self.built, options, task, ready)?);
         self.assembled.push((options.clone(), Rc::clone(&made)));
         Ok(made)
     }

@@ -85,9 +85,7 @@ impl<W: Write> Encoder<W> {
         let threads = options.threads();
         let inner = match compression {
             Compression::None => Inner::None(sink),
-            Compression::Gzip => {
-                Inner::Gzip(gzip::Encoder::new(sink, options.gzip_level(), threads)?)
-            }
+            Compression::Gzip => Inner::Gzip(gzip::Encoder::new(sink, options.gzip_level(), threads)?),
             Compression::Zstd => {
                 let mut encoder = zstd::stream::write::Encoder::new(sink, options.level.unwrap_or(3))?;
                 // With no worker at all zstd gives other bytes than with any number of them.

@@ -70,7 +70,9 @@ pub fn repack(
         let digest = scope.spawn(move || digest(&hashed));
         let written = match target {
             Target::Tar(compression) => compress(&pieces, sink, compression, encode).map(|size| (size, None)),
-            Target::Estargz => index(Pieces { pieces: &pieces, piece: Vec::new(), at: 0 }, sink, encode).map(|made| (0, Some(made))),
+            Target::Estargz => {
+                index(Pieces { pieces: &pieces, piece: Vec::new(), at: 0 }, sink, encode).map(|made| (0, Some(made)))
+            }
         };
         drop(pieces);
         let lost = || RepackError::Io(io::Error::other("a thread ended unexpectedly"));

@@ -70,8 +70,7 @@ fn content(blob: &[u8], table: &Value, name: &str) -> Vec<u8> {
 fn every_piece_can_be_found_and_proved() {
     let dirs = Dirs::new();
     let diff = dirs.make("diff");
-    let noise: Vec<u8> =
-        (0..9_000_001u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8 ^ u8::from(n % 7 == 0)).collect();
+    let noise: Vec<u8> = (0..9_000_001u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8 ^ u8::from(n % 7 == 0)).collect();
     std::fs::create_dir(diff.join("dir")).unwrap();
     std::fs::write(diff.join("dir/large"), &noise).unwrap();
     std::fs::write(diff.join("dir/exact"), &noise[..2 * CHUNK]).unwrap();
