@@ -312,6 +312,11 @@ impl Error {
         &self.0.operation
     }
 
+    /// Why it failed, and no more of what was being done.
+    pub(crate) fn into_kind(self) -> ErrorKind {
+        self.0.kind
+    }
+
     /// Why it failed.
     pub fn kind(&self) -> &ErrorKind {
         &self.0.kind

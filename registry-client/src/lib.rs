@@ -11,6 +11,7 @@
 //! The calls block; the client is `Send + Sync` and made to be shared by many threads.
 #![forbid(unsafe_code)]
 
+pub mod actions_cache;
 mod auth;
 mod blob;
 mod budget;

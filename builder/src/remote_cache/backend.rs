@@ -6,6 +6,7 @@
 
 mod annotations;
 mod document;
+mod gha;
 mod local;
 mod registry;
 mod s3;
@@ -24,6 +25,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 
 pub use document::Form;
+pub use gha::GhaPlace;
 pub use local::LocalPlace;
 pub use registry::RegistryPlace;
 pub use s3::S3Place;
@@ -131,6 +133,8 @@ pub enum Place {
     Local(LocalPlace),
     /// A bucket.
     S3(S3Place),
+    /// The cache service of GitHub Actions.
+    Gha(GhaPlace),
 }
 
 impl Place {
@@ -143,6 +147,7 @@ impl Place {
             Place::Registry(place) => Arc::new(registry::Registry::new(place, &engine.registry)?),
             Place::Local(place) => Arc::new(local::Local::new(place)),
             Place::S3(place) => Arc::new(s3::S3::new(place, &engine.registry)?),
+            Place::Gha(place) => Arc::new(gha::Gha::new(place, &engine.registry)?),
         };
         engine.places.add(&backend);
         Ok(backend)

@@ -2,6 +2,7 @@
 // clippy.toml's allowance reaches functions marked as tests, not what they share; and a table's row type is read off its rows.
 #![allow(clippy::unwrap_used, clippy::type_complexity, clippy::print_stderr, clippy::print_stdout)]
 
+mod actions;
 mod auth;
 mod bucket;
 mod cutter;
