@@ -144,7 +144,7 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
     if !attestations.is_empty() {
         return Err(Failure::usage("attestations are not supported yet"));
     }
-    let caches = caches::parse(&args.cache_from, &args.cache_to, &build_args)?;
+    let caches = caches::parse((&args.cache_from, &args.cache_to), &build_args, environment)?;
     Ok(BuildRequest {
         context,
         named_contexts,

@@ -1,5 +1,7 @@
 //! Hides how `--cache-from` and `--cache-to` are written (buildx `util/buildflags/cache.go`, BuildKit README "Cache").
 
+mod places;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,29 +14,34 @@ use kiln_oci::digest::Digest;
 use kiln_oci::reference::Reference;
 
 use super::csv::csv_fields;
+use super::environment::Environment;
 use super::report::Failure;
 
 /// The build argument by which `docker build` asks for a cache in the image's configuration.
 const INLINE: &str = "BUILDKIT_INLINE_CACHE";
 
 /// What the flags and the build arguments ask for.
-pub(super) fn parse(from: &[String], to: &[String], build_args: &[(String, String)]) -> Result<CacheRequest, Failure> {
+pub(super) fn parse(
+    (from, to): (&[String], &[String]),
+    build_args: &[(String, String)],
+    environment: &Environment,
+) -> Result<CacheRequest, Failure> {
     let mut request = CacheRequest::default();
     for spec in from {
         for fields in Fields::read("--cache-from", spec)? {
-            request.from.push(source(fields)?);
+            request.from.push(source(fields, environment)?);
         }
     }
     for spec in to {
         for fields in Fields::read("--cache-to", spec)? {
-            request.to.push(target(fields)?);
+            request.to.push(target(fields, environment)?);
         }
     }
     let asked = build_args.iter().rev().find(|(key, _)| key == INLINE);
     if asked.is_some_and(|(_, value)| matches!(value.as_str(), "1" | "true" | "TRUE" | "True" | "t" | "T"))
         && request.inline().is_none()
     {
-        request.to.push(target(Fields::new("--cache-to", "type=inline"))?);
+        request.to.push(target(Fields::new("--cache-to", "type=inline"), environment)?);
     }
     if request.to.iter().filter(|target| matches!(target.place, TargetPlace::Inline)).count() > 1 {
         return Err(Failure::usage("--cache-to type=inline is given twice"));
@@ -42,13 +49,15 @@ pub(super) fn parse(from: &[String], to: &[String], build_args: &[(String, Strin
     Ok(request)
 }
 
-fn source(mut fields: Fields) -> Result<CacheSource, Failure> {
+fn source(mut fields: Fields, environment: &Environment) -> Result<CacheSource, Failure> {
     let place = match fields.kind()?.as_str() {
         "registry" => Place::Registry(registry(&mut fields)?),
         "local" => {
             let digest = fields.take("digest").map(|text| Digest::parse(&text).map_err(|_| fields.invalid("digest", &text)));
             Place::Local(LocalPlace { digest: digest.transpose()?, ..local(&mut fields, "src")? })
         }
+        "s3" => Place::S3(places::s3(&mut fields, environment)?),
+        "gha" => Place::Gha(places::gha(&mut fields, environment)?),
         "inline" => return Err(fields.hint("an inline cache is read from its image", "write `--cache-from NAME`")),
         other => return Err(fields.unknown_type(other)),
     };
@@ -61,7 +70,7 @@ fn source(mut fields: Fields) -> Result<CacheSource, Failure> {
     Ok(CacheSource { place, verify })
 }
 
-fn target(mut fields: Fields) -> Result<CacheTarget, Failure> {
+fn target(mut fields: Fields, environment: &Environment) -> Result<CacheTarget, Failure> {
     let place = match fields.kind()?.as_str() {
         "inline" => TargetPlace::Inline,
         "registry" => TargetPlace::Apart(Place::Registry(registry(&mut fields)?)),
@@ -69,6 +78,8 @@ fn target(mut fields: Fields) -> Result<CacheTarget, Failure> {
             let reset = fields.flag("reset")?.unwrap_or(false);
             TargetPlace::Apart(Place::Local(LocalPlace { reset, ..local(&mut fields, "dest")? }))
         }
+        "s3" => TargetPlace::Apart(Place::S3(places::s3(&mut fields, environment)?)),
+        "gha" => TargetPlace::Apart(Place::Gha(places::gha(&mut fields, environment)?)),
         other => return Err(fields.unknown_type(other)),
     };
     let scope = match fields.take("mode").as_deref() {
@@ -125,6 +136,21 @@ fn compression(fields: &mut Fields) -> Result<Option<CompressionChoice>, Failure
     Ok(Some(CompressionChoice { kind, level, force }))
 }
 
+/// The text as errors may show it.
+fn shown(spec: &str) -> String {
+    const SECRET: [&str; 4] = ["secret_access_key", "session_token", "token", "ghtoken"];
+    let mut shown = spec.to_owned();
+    for field in csv_fields(spec) {
+        if let Some((key, value)) = field.split_once('=')
+            && SECRET.contains(&key.trim().to_lowercase().as_str())
+            && !value.is_empty()
+        {
+            shown = shown.replace(value, "***");
+        }
+    }
+    shown
+}
+
 /// The fields of one cache that are not understood yet.
 struct Fields {
     flag: &'static str,
@@ -136,7 +162,7 @@ impl Fields {
     fn new(flag: &'static str, spec: &str) -> Self {
         let pairs = csv_fields(spec);
         let pair = |field: &String| field.split_once('=').map(|(key, value)| (key.trim().to_lowercase(), value.to_owned()));
-        Fields { flag, spec: spec.to_owned(), values: pairs.iter().filter_map(pair).collect() }
+        Fields { flag, spec: shown(spec), values: pairs.iter().filter_map(pair).collect() }
     }
 
     /// The caches that a text names: one with a type, or names of caches in registries.
@@ -145,12 +171,12 @@ impl Fields {
         if fields.iter().all(|field| !field.contains('=') && !field.is_empty()) {
             let named = |name: &String| {
                 let values = [("type", "registry"), ("ref", name)].map(|(key, value)| (key.to_owned(), value.to_owned()));
-                Fields { flag, spec: spec.to_owned(), values: values.into() }
+                Fields { flag, spec: shown(spec), values: values.into() }
             };
             return Ok(fields.iter().map(named).collect());
         }
         match fields.iter().find(|field| !field.contains('=')) {
-            Some(field) => Err(Failure::usage(format!("invalid {flag} `{spec}`: `{field}` is no `KEY=VALUE`"))),
+            Some(field) => Err(Failure::usage(format!("invalid {flag} `{}`: `{field}` is no `KEY=VALUE`", shown(spec)))),
             None => Ok(vec![Self::new(flag, spec)]),
         }
     }
@@ -194,7 +220,7 @@ impl Fields {
     }
 
     fn unknown_type(&self, kind: &str) -> Failure {
-        self.hint(&format!("`{kind}` is no type of cache that kiln knows"), "types are registry, local and inline")
+        self.hint(&format!("`{kind}` is no type of cache that kiln knows"), "types are registry, local, s3, gha and inline")
     }
 
     fn invalid(&self, key: &str, value: &str) -> Failure {
@@ -213,7 +239,7 @@ mod tests {
     fn parsed(from: &[&str], to: &[&str], args: &[(&str, &str)]) -> Result<CacheRequest, String> {
         let own = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
         let args: Vec<_> = args.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        parse(&own(from), &own(to), &args).map_err(|failure| failure.to_string())
+        parse((&own(from), &own(to)), &args, &Environment::Given(Default::default())).map_err(|failure| failure.to_string())
     }
 
     #[test]
@@ -275,6 +301,13 @@ mod tests {
             ("type=registry,ref=a,image-manifest=maybe", "invalid image-manifest", "invalid image-manifest"),
             ("type=registry,ref=a,image-manifest=true,oci-mediatypes=false", "needs `oci-med", "needs `oci-med"),
             ("type=registry,ref=a,verify=/none", "cannot use the key `/none`", "unknown key `verify`"),
+            ("type=s3", "no bucket", "no bucket"),
+            (
+                "type=s3,bucket=b,region=r,access_key_id=i,secret_access_key=hush,x=hush",
+                "access_key=***,x=***",
+                "unknown key `x`",
+            ),
+            ("type=gha,url_v2=http://h,token=t,colour=red", "unknown key `colour`", "unknown key `colour`"),
             ("type=registry,ref=a,sign=/none", "unknown key `sign`", "cannot use the key `/none`"),
         ] {
             for (found, expected) in [(parsed(&[spec], &[], &[]), from), (parsed(&[], &[spec], &[]), to)] {

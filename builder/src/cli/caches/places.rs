@@ -22,7 +22,8 @@ pub(super) fn s3(fields: &mut Fields, environment: &Environment) -> Result<S3Pla
     let region = needed("region", &["AWS_REGION", "AWS_DEFAULT_REGION"])?;
     let credentials = aws_credentials(fields, environment)?;
     let mut text = |key: &str, default: &str| fields.take(key).unwrap_or_else(|| default.to_owned());
-    let (prefix, blobs_prefix, manifests_prefix) = (text("prefix", ""), text("blobs_prefix", "blobs/"), text("manifests_prefix", "manifests/"));
+    let (prefix, blobs_prefix, manifests_prefix) =
+        (text("prefix", ""), text("blobs_prefix", "blobs/"), text("manifests_prefix", "manifests/"));
     let names: Vec<String> = text("name", "buildkit").split(';').filter(|name| !name.is_empty()).map(str::to_owned).collect();
     let endpoint = fields.take("endpoint_url").filter(|url| !url.is_empty());
     let path_style = fields.flag("use_path_style")?.unwrap_or(false);
@@ -56,11 +57,8 @@ fn count(fields: &mut Fields, key: &str) -> Result<Option<usize>, Failure> {
 /// From the flag, the environment, or the profile in the shared file, in this order.
 fn aws_credentials(fields: &mut Fields, environment: &Environment) -> Result<AwsCredentials, Failure> {
     let given = (fields.take("access_key_id"), fields.take("secret_access_key"), fields.take("session_token"));
-    let own = (
-        environment.text("AWS_ACCESS_KEY_ID"),
-        environment.text("AWS_SECRET_ACCESS_KEY"),
-        environment.text("AWS_SESSION_TOKEN"),
-    );
+    let own =
+        (environment.text("AWS_ACCESS_KEY_ID"), environment.text("AWS_SECRET_ACCESS_KEY"), environment.text("AWS_SESSION_TOKEN"));
     for (id, secret, session_token) in [given, own] {
         if let (Some(access_key_id), Some(secret_access_key)) = (id, secret) {
             return Ok(AwsCredentials { access_key_id, secret_access_key, session_token });
@@ -146,13 +144,27 @@ mod tests {
         let file = file.to_str().unwrap();
         let rows: [(&str, &[(&str, &str)], Result<(&str, &str, Option<&str>), &str>); 9] = [
             ("bucket=b,region=r,access_key_id=I,secret_access_key=S", &[("AWS_ACCESS_KEY_ID", "x")], Ok(("I", "S", None))),
-            ("", &[("AWS_BUCKET", "b"), ("AWS_REGION", "r"), ("AWS_ACCESS_KEY_ID", "I"), ("AWS_SECRET_ACCESS_KEY", "S"), ("AWS_SESSION_TOKEN", "T")], Ok(("I", "S", Some("T")))),
+            (
+                "",
+                &[
+                    ("AWS_BUCKET", "b"),
+                    ("AWS_REGION", "r"),
+                    ("AWS_ACCESS_KEY_ID", "I"),
+                    ("AWS_SECRET_ACCESS_KEY", "S"),
+                    ("AWS_SESSION_TOKEN", "T"),
+                ],
+                Ok(("I", "S", Some("T"))),
+            ),
             ("bucket=b,region=r", &[("AWS_SHARED_CREDENTIALS_FILE", file)], Ok(("A", "B", None))),
             ("bucket=b,region=r", &[("AWS_SHARED_CREDENTIALS_FILE", file), ("AWS_PROFILE", "other")], Ok(("C", "D", Some("E")))),
             ("bucket=b,region=r", &[("AWS_SHARED_CREDENTIALS_FILE", file), ("AWS_PROFILE", "none")], Err("no credentials")),
             ("bucket=b", &[], Err("no region")),
             ("region=r", &[], Err("no bucket")),
-            ("bucket=b,region=r,access_key_id=I,secret_access_key=S,upload_parallelism=0", &[], Err("invalid upload_parallelism `0`")),
+            (
+                "bucket=b,region=r,access_key_id=I,secret_access_key=S,upload_parallelism=0",
+                &[],
+                Err("invalid upload_parallelism `0`"),
+            ),
             ("bucket=b,region=r,access_key_id=I,secret_access_key=S,retry_mode=x", &[], Err("invalid retry_mode `x`")),
         ];
         for (spec, variables, expected) in rows {
@@ -160,7 +172,10 @@ mod tests {
             match (found, expected) {
                 (Ok(place), Ok((id, secret, token))) => {
                     let AwsCredentials { access_key_id, secret_access_key, session_token } = &place.bucket.credentials;
-                    assert_eq!((access_key_id.as_str(), secret_access_key.as_str(), session_token.as_deref()), (id, secret, token));
+                    assert_eq!(
+                        (access_key_id.as_str(), secret_access_key.as_str(), session_token.as_deref()),
+                        (id, secret, token)
+                    );
                     assert_eq!((place.names, place.blobs_prefix.as_str()), (vec!["buildkit".to_owned()], "blobs/"));
                 }
                 (Err(failure), Err(words)) => assert!(failure.to_string().contains(words), "{failure}"),
@@ -171,7 +186,10 @@ mod tests {
                     access_key_id=I,secret_access_key=S,session_token=T,touch_refresh=1h,upload_parallelism=2,retry_max_attempts=3,retry_mode=adaptive";
         let place = s3(&mut Fields::new("--cache-to", spec), &environment(&[])).unwrap_or_else(|failure| panic!("{failure}"));
         assert_eq!(place.names, ["one", "two"]);
-        assert_eq!((place.touch_refresh, place.upload_parallelism, place.bucket.attempts), (Duration::from_secs(3600), 2, Some(3)));
+        assert_eq!(
+            (place.touch_refresh, place.upload_parallelism, place.bucket.attempts),
+            (Duration::from_secs(3600), 2, Some(3))
+        );
         assert_eq!((place.bucket.path_style, place.bucket.endpoint.as_deref()), (true, Some("http://h:1")));
         assert!(!format!("{place:?}").contains("\"S\""));
     }
