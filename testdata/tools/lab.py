@@ -5,6 +5,8 @@ usage: lab.py bases [NAME]...                  make the base images (OCI layouts
        lab.py registry DIR [--seed NAME]... [--auth USER:PASSWORD [--token]] [--tls]
        lab.py dockerd DIR --mirror URL [--mirror URL]...
        lab.py newest DIR --mirror URL          Debian sid's dockerd, for a BuildKit that is newer than that of Debian stable
+              --storage-driver                 which keeps layers as older ones do, and not in containerd's image store
+       lab.py podman DIR                       Debian's podman as a service
        lab.py files DIR [--auth HEADER]        a file server for ADD of URLs
        lab.py git DIR                          git's own server for the repositories below DIR
        lab.py git-http DIR [--auth HEADER]     the same by git's http backend
@@ -399,13 +401,13 @@ def newest_root():
     return root
 
 
-def start_newest(folder, mirrors):
+def start_newest(folder, mirrors, containerd=True):
     """Debian sid's dockerd in a root and a mount namespace of its own. Its client sees the temporary folder and `folder`
     under their own names."""
     os.makedirs(folder, exist_ok=True)
     at = functools.partial(os.path.join, folder)
     root, log, host = newest_root(), at("log"), "unix://" + at("docker.sock")
-    settings = {"features": {"containerd-snapshotter": True}, "registry-mirrors": list(mirrors)}
+    settings = {"features": {"containerd-snapshotter": containerd}, "registry-mirrors": list(mirrors)}
     with open(at("daemon.json"), "w") as f:
         json.dump(settings, f)
     seen = {tempfile.gettempdir(), folder}
@@ -429,7 +431,24 @@ def start_newest(folder, mirrors):
 
     wait_for("Debian sid's dockerd", answers, server.child, log)
     version = subprocess.check_output([at("docker"), "version", "--format", "{{.Server.Version}}"], text=True).strip()
-    return server, {"docker": at("docker"), "version": version.split("+")[0], "log": log}
+    return server, {"docker": at("docker"), "host": host, "version": version.split("+")[0], "log": log}
+
+
+def start_podman(folder):
+    """podman's service with a storage of its own."""
+    os.makedirs(folder, exist_ok=True)
+    at = functools.partial(os.path.join, folder)
+    log, socket_path = at("log"), at("podman.sock")
+    with open(at("podman"), "w") as f:
+        f.write(f"#!/bin/sh\nexec podman --root {at('root')} --runroot {at('run')} --storage-driver overlay --cgroup-manager cgroupfs"
+                " --events-backend file \"$@\"\n")
+    os.chmod(at("podman"), 0o755)
+    # Archives are unpacked in TMPDIR.
+    os.makedirs(at("tmp"))
+    env = dict(os.environ, TMPDIR=at("tmp"), HOME=folder)
+    server = Server(start([at("podman"), "system", "service", "--time=0", "unix://" + socket_path], log, env=env), [folder])
+    wait_for("podman", lambda: os.path.exists(socket_path), server.child, log)
+    return server, {"host": "unix://" + socket_path, "podman": at("podman"), "log": log}
 
 
 class Guarded(http.server.SimpleHTTPRequestHandler):
@@ -552,6 +571,9 @@ def main():
     verb = verbs.add_parser("newest")
     verb.add_argument("dir")
     verb.add_argument("--mirror", action="append", default=[])
+    verb.add_argument("--storage-driver", action="store_true")
+    verb = verbs.add_parser("podman")
+    verb.add_argument("dir")
     verb = verbs.add_parser("files")
     verb.add_argument("dir")
     verb.add_argument("--auth")
@@ -573,7 +595,9 @@ def main():
     elif o.verb == "dockerd":
         server, facts = start_dockerd(os.path.abspath(o.dir), o.mirror)
     elif o.verb == "newest":
-        server, facts = start_newest(os.path.abspath(o.dir), o.mirror)
+        server, facts = start_newest(os.path.abspath(o.dir), o.mirror, not o.storage_driver)
+    elif o.verb == "podman":
+        server, facts = start_podman(os.path.abspath(o.dir))
     elif o.verb == "git":
         server, facts = start_git(os.path.abspath(o.dir))
     elif o.verb == "git-http":

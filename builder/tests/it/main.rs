@@ -12,6 +12,7 @@ mod conformance;
 mod contexts;
 mod credentials;
 mod errors;
+mod handover;
 mod hosts;
 mod interop;
 mod interrupted;

@@ -218,6 +218,75 @@ pub(crate) fn dockerd() -> Result<&'static Dockerd, &'static str> {
     SHARED.as_ref().map_err(String::as_str)
 }
 
+impl Dockerd {
+    fn newest(containerd: bool) -> Result<Dockerd, String> {
+        let folder = temp_dir();
+        let path = folder.path().join("newest");
+        let mirror = format!("http://{}", registry().host());
+        let mut args = vec!["newest", path.to_str().expect("a temporary folder's name is text"), "--mirror", &mirror];
+        if !containerd {
+            args.push("--storage-driver");
+        }
+        Ok(Dockerd { server: Server::start(&args)?, folder })
+    }
+
+    /// Its socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        socket(&self.server)
+    }
+}
+
+fn socket(server: &Server) -> PathBuf {
+    let host = server.fact("host").expect("a daemon says its socket");
+    PathBuf::from(host.strip_prefix("unix://").expect("it is a socket"))
+}
+
+/// Debian sid's dockerd, with its layers in containerd's image store or in a storage driver. Minutes and 1.5 GB the first time.
+pub(crate) fn newest_dockerd(containerd: bool) -> &'static Dockerd {
+    static SHARED: [LazyLock<Dockerd>; 2] = [LazyLock::new(|| started(false)), LazyLock::new(|| started(true))];
+    fn started(containerd: bool) -> Dockerd {
+        Dockerd::newest(containerd).unwrap_or_else(|e| panic!("no newer dockerd: {e}"))
+    }
+    &SHARED[usize::from(containerd)]
+}
+
+/// Debian's podman as a service.
+#[derive(Debug)]
+pub(crate) struct Podman {
+    server: Server,
+    _folder: TempDir,
+}
+
+impl Podman {
+    fn start() -> Result<Podman, String> {
+        if !Path::new("/usr/bin/podman").exists() {
+            return Err("there is no /usr/bin/podman".to_owned());
+        }
+        let folder = temp_dir();
+        let path = folder.path().join("podman");
+        let server = Server::start(&["podman", path.to_str().expect("a temporary folder's name is text")])?;
+        Ok(Podman { server, _folder: folder })
+    }
+
+    /// The command, bound to the service's storage.
+    pub(crate) fn podman(&self) -> Command {
+        let mut command = Command::new(self.server.fact("podman").expect("podman says its command"));
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Its socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        socket(&self.server)
+    }
+}
+
+/// The one podman service of this process, or why there is none.
+pub(crate) fn podman() -> Result<&'static Podman, &'static str> {
+    static SHARED: LazyLock<Result<Podman, String>> = LazyLock::new(Podman::start);
+    SHARED.as_ref().map_err(String::as_str)
+}
+
 /// The client of a BuildKit that is newer than Debian stable's, and what to call it: the program that `KILN_PEER` names, or
 /// that of Debian sid's `dockerd`, started here.
 pub(crate) fn newest() -> (PathBuf, String) {
