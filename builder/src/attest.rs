@@ -1,9 +1,11 @@
 //! Hides what is said about an image beside it: how it was built (SLSA provenance) and what is in it (an SPDX document), as
 //! in-toto statements in manifests of their own.
 
+pub mod provenance;
 pub mod purl;
 pub mod redact;
 pub mod sbom;
+pub mod statement;
 
 /// What is to be said about an image; nothing unless asked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
