@@ -6,6 +6,7 @@ pub mod purl;
 pub mod redact;
 pub mod sbom;
 pub mod statement;
+pub mod witness;
 
 /// What is to be said about an image; nothing unless asked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use kiln_frontend::ignore::PatternMatcher;
 use kiln_frontend::{Diagnostic, LowerOptions, Lowered, NamedContext, NamedKind, Parsed, Source, lower, parse};
@@ -13,6 +13,7 @@ use kiln_oci::digest::Digest;
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
 
+use crate::attest::witness::{self, Materials, Seen, Witness};
 use crate::bases::{Missing, ResolvedBases};
 use crate::context::source::{self, Access, Located};
 use crate::context::{self, Context, ContextError};
@@ -92,6 +93,8 @@ struct Plan<'a> {
     ignore: &'a PatternMatcher,
     context_epoch: Option<u64>,
     contexts: &'a Contexts<'a>,
+    named: &'a [OnceLock<Located>],
+    witness: Witness<'a>,
 }
 
 /// Builds what `request` says, to the end: named in the store, written to files, pushed.
@@ -100,6 +103,7 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
         engine.events.start(format!("[internal] sandbox: {}", engine.mode())).done();
     }
     daemon::check(engine, &request.outputs)?;
+    let began = Instant::now();
     let main = locate_main(engine, request)?;
     let (source, parsed, path) = load_definition(engine, request, &main)?;
     let ignore = load_main_ignore(engine, &main, path.as_deref())?;
@@ -127,6 +131,8 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
         ignore: &ignore,
         context_epoch: main.epoch,
         contexts: &contexts,
+        named: &located,
+        witness: Witness { request, source: &source, main: main.material.clone(), began },
     };
     let built = request.platforms.iter().map(|platform| plan.build(platform)).collect::<Result<Vec<_>, Error>>()?;
     for cause in contexts.opened().filter_map(|context| context.save_memo().err()) {
@@ -157,6 +163,7 @@ impl Plan<'_> {
             // Also of what a cache made at another time.
             build.image.history.iter_mut().for_each(|entry| entry.created = Some(now.clone()));
         }
+        let materials = Materials::default();
         let work = Work {
             engine,
             source: self.source,
@@ -165,6 +172,7 @@ impl Plan<'_> {
             contexts: self.contexts,
             git: &request.git,
             pins: &request.pins,
+            materials: &materials,
             caching: &request.caching,
             shm_size: request.shm_size,
             limits: &request.limits,
@@ -187,7 +195,31 @@ impl Plan<'_> {
             let verified = verify_layers(engine, &layers, &task);
             task.end_with(verified)?;
         }
-        Ok(Built { platform: platform.clone(), template: build.image, layers, now, epoch: build.epoch })
+        let facts = self.witness.is_wanted().then(|| {
+            self.witness.facts(&Seen {
+                graph: &build.graph,
+                target: build.target,
+                base_layers: build.image.config.rootfs.diff_ids.len(),
+                layouts: &bases.layouts,
+                materials: &materials,
+                contexts: self.named.iter().filter_map(|located| located.get()?.material.clone()).collect(),
+                epoch: build.epoch.map(|_| clock),
+            })
+        });
+        let packages = request.attestations.sbom.then(|| {
+            let task = engine.events.start(format!("[{platform}] generating sbom"));
+            let found = witness::packages(engine, layers.last().map(|layer| &layer.id), &task);
+            task.end_with(found)
+        });
+        Ok(Built {
+            platform: platform.clone(),
+            template: build.image,
+            layers,
+            now,
+            epoch: build.epoch,
+            facts,
+            packages: packages.transpose()?,
+        })
     }
 }
 

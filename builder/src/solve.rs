@@ -18,6 +18,7 @@ use kiln_store::layer::upper::UpperWriter;
 use kiln_store::view::View;
 use kiln_store::{CacheKey, CacheRecord, LayerId};
 
+use crate::attest::witness::Materials;
 use crate::bases::ResolvedBases;
 use crate::cache_key::{Flavour, Identity, Inputs, memo_key, selection_definition, selection_key, step_key};
 use crate::context::Context;
@@ -62,6 +63,8 @@ pub struct Work<'a> {
     pub git: &'a GitEnvironment,
     /// What names stand for, where that is settled.
     pub pins: &'a Pins,
+    /// What was fetched, for whoever is to be told.
+    pub materials: &'a Materials,
     /// Which cached results may be used.
     pub caching: &'a Caching,
     /// The size of `/dev/shm` in RUN.
@@ -286,6 +289,7 @@ fn define(work: &Work<'_>) -> Result<Vec<Definition>, Error> {
             }
             Op::Copy(op) => {
                 fetched = fetch(work, vertex, op)?;
+                work.materials.saw(&fetched);
                 selection = match op.from {
                     CopyFrom::Context(context) => Some(context_selection(work, vertex, context, op, &fetched)?),
                     CopyFrom::Vertex(input) => Some(selection_definition(of(input), op)),

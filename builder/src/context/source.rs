@@ -13,6 +13,7 @@ use kiln_store::rootdir::RootDir;
 use kiln_store::view::View;
 
 use super::ContextError;
+use crate::attest::provenance::Material;
 use crate::engine::Engine;
 use crate::event::Task;
 use crate::grant::Grants;
@@ -35,6 +36,8 @@ pub(crate) struct Located {
     pub(crate) epoch: Option<u64>,
     /// What an address gave that is no archive.
     pub(crate) text: Option<Vec<u8>>,
+    /// What an address stood for.
+    pub(crate) material: Option<Material>,
 }
 
 /// What keeps a folder.
@@ -58,7 +61,7 @@ impl Located {
     }
 
     fn draft(draft: Prepared, epoch: Option<u64>, text: Option<Vec<u8>>) -> Self {
-        Self { folder: draft.upper.clone(), origin: Kept::Draft { _draft: draft }, epoch, text }
+        Self { folder: draft.upper.clone(), origin: Kept::Draft { _draft: draft }, epoch, text, material: None }
     }
 }
 
@@ -82,7 +85,9 @@ pub(crate) fn locate(
     task: Option<&Task>,
 ) -> Result<Located, ContextError> {
     match source {
-        ContextSource::Folder(folder) => Ok(Located { folder: folder.clone(), origin: Kept::User, epoch: None, text: None }),
+        ContextSource::Folder(folder) => {
+            Ok(Located { folder: folder.clone(), origin: Kept::User, epoch: None, text: None, material: None })
+        }
         ContextSource::Empty => Ok(Located::draft(engine.store.layers().prepare(None)?, None, None)),
         ContextSource::Archive { start } => {
             let archive = Cursor::new(start.clone()).chain(io::stdin());
@@ -93,12 +98,13 @@ pub(crate) fn locate(
             let progress = |done, total| task.into_iter().for_each(|task| task.status("downloading", done, total));
             let fetched = http::fetch_pinned(url, &engine.store, None, access.grants, access.pins, &progress)?;
             let said = fetched.last_modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs());
+            let material = Some(Material::http(url, fetched.digest));
             if begins_as_archive(fetched.open()?) {
                 let (draft, newest) = unpack(engine, fetched.open()?, &fetched.shown)?;
-                return Ok(Located::draft(draft, said.or(newest), None));
+                return Ok(Located { material, ..Located::draft(draft, said.or(newest), None) });
             }
             let text = read_text(fetched.open()?).map_err(|cause| http::HttpError::Body { url: fetched.shown.clone(), cause })?;
-            Ok(Located::draft(engine.store.layers().prepare(None)?, said, Some(text)))
+            Ok(Located { material, ..Located::draft(engine.store.layers().prepare(None)?, said, Some(text)) })
         }
         ContextSource::Git(url) => {
             let Access { environment, grants, pins } = access;
@@ -111,7 +117,8 @@ pub(crate) fn locate(
             }
             let checkout = found.check_out()?;
             let (folder, epoch) = (checkout.folder().to_owned(), checkout.time.try_into().ok());
-            Ok(Located { folder, origin: Kept::Checkout { _checkout: checkout }, epoch, text: None })
+            let material = Some(Material::git(url, found.commit()));
+            Ok(Located { folder, origin: Kept::Checkout { _checkout: checkout }, epoch, text: None, material })
         }
     }
 }

@@ -10,6 +10,8 @@ use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
 use kiln_store::{ImageRecord, LayerRecord};
 
+use crate::attest::provenance::Facts;
+use crate::attest::sbom::Inventory;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::event::Task;
@@ -32,6 +34,10 @@ pub struct Built {
     pub now: String,
     /// `SOURCE_DATE_EPOCH`, if it was given.
     pub epoch: Option<u64>,
+    /// What a provenance tells of it, where one is wanted.
+    pub facts: Option<Facts>,
+    /// The packages in it, where they are wanted.
+    pub packages: Option<Inventory>,
 }
 
 impl Built {
