@@ -197,7 +197,7 @@ fn mistakes() {
         ("--ulimit files=1 /", "invalid --ulimit `files=1`: there is no such limit"),
         ("--ulimit nofile=many /", "invalid --ulimit `nofile=many`: a limit is a number"),
         ("--ulimit nofile=2:1 /", "invalid --ulimit `nofile=2:1`: the soft limit is above the hard one"),
-        ("--provenance=max /", "`max` is no key=value pair"),
+        ("--provenance=max /", "invalid attestation `type=provenance,max`"),
         ("--allow device /", "`--allow device` is not supported: it is one of network.host, security.insecure"),
         ("-f x -", "cannot use `-f x` when the Dockerfile comes from standard input"),
         ("--build-arg =x /", "invalid build argument `=x`"),
