@@ -48,12 +48,19 @@ pub struct Missing {
 pub struct ResolvedBases {
     /// For the frontend.
     pub known: Bases,
+    /// Whether the names of tasks tell the platform.
+    pub(crate) several_platforms: bool,
     /// Where to look before any registry.
     pub(crate) layouts: Layouts,
     images: Vec<(Reference, Platform, Image)>,
 }
 
 impl ResolvedBases {
+    /// None yet; `several_platforms` are built.
+    pub(crate) fn new(several_platforms: bool) -> Self {
+        Self { several_platforms, ..Self::default() }
+    }
+
     /// The image behind a name that was resolved.
     pub fn image(&self, reference: &Reference, platform: &Platform) -> Option<&Image> {
         self.images.iter().find(|(r, p, _)| r == reference && p == platform).map(|(_, _, image)| image)
@@ -64,7 +71,8 @@ impl ResolvedBases {
         let layouts = &self.layouts;
         let results: Vec<Result<Image, Error>> = std::thread::scope(|scope| {
             let work = |request: &BaseRequest| {
-                let task = engine.events.start(format!("[internal] load metadata for {}", request.reference));
+                let platform = if self.several_platforms { format!("{} ", request.platform) } else { String::new() };
+                let task = engine.events.start(format!("[{platform}internal] load metadata for {}", request.reference));
                 let layout = request.reference.digest().and_then(|pinned| Some((pinned, layouts.get(&pinned)?)));
                 let image = match layout {
                     Some((pinned, folder)) => layout::image(engine, folder, pinned, &request.platform),
@@ -135,6 +143,8 @@ fn pinned(
 /// An image that was built, pulled or loaded under this name, if it is for this platform.
 pub fn in_store(engine: &Engine, reference: &Reference, platform: &Platform) -> Result<Option<Image>, Error> {
     let Some(record) = engine.store.images().get(reference)? else { return Ok(None) };
+    let whole = record.digest();
+    let record = record.for_platform(platform).unwrap_or(record);
     let config = read_config(engine, &record.config)?;
     if config.value().platform().serves(platform).is_none() {
         return Ok(None);
@@ -143,7 +153,7 @@ pub fn in_store(engine: &Engine, reference: &Reference, platform: &Platform) -> 
         None => Identity::scratch(),
         Some(_) => Identity::image(chain_id(config.value())),
     };
-    let pinned = record.manifest.as_ref().map_or(record.config, |m| m.digest);
+    let pinned = whole.unwrap_or(record.config);
     Ok(Some(Image { pinned, manifest: record.manifest, config, layer: record.layers.last().cloned(), identity }))
 }
 

@@ -1,9 +1,11 @@
 //! Hides the walk of one build: two texts, a graph, its solution, an image with a name.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use kiln_frontend::ignore::PatternMatcher;
@@ -95,6 +97,10 @@ struct Plan<'a> {
     contexts: &'a Contexts<'a>,
     named: &'a [OnceLock<Located>],
     witness: Witness<'a>,
+    /// A platform can't be built, so that the others need not be.
+    failed: AtomicBool,
+    /// The warnings that were shown.
+    told: Mutex<BTreeSet<String>>,
 }
 
 /// Builds what `request` says, to the end: named in the store, written to files, pushed.
@@ -133,8 +139,10 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
         contexts: &contexts,
         named: &located,
         witness: Witness { request, source: &source, main: main.material.clone(), began },
+        failed: AtomicBool::new(false),
+        told: Mutex::default(),
     };
-    let built = request.platforms.iter().map(|platform| plan.build(platform)).collect::<Result<Vec<_>, Error>>()?;
+    let built = plan.build_all()?;
     for cause in contexts.opened().filter_map(|context| context.save_memo().err()) {
         engine.events.warn(format!("what the context's files say could not be remembered: {cause}"));
     }
@@ -150,13 +158,55 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
 }
 
 impl Plan<'_> {
+    /// Builds all platforms side by side. Steps that they have in common are done by the first that comes to them, while the
+    /// others wait for its key; when one platform fails, the others end.
+    fn build_all(&self) -> Result<Vec<Built>, Error> {
+        if let [only] = self.request.platforms.as_slice() {
+            return Ok(vec![self.build(only)?]);
+        }
+        let results: Vec<Result<Built, Error>> = std::thread::scope(|scope| {
+            let work = |platform| {
+                let built = self.build(platform);
+                if built.is_err() {
+                    self.failed.store(true, Ordering::Relaxed);
+                }
+                built
+            };
+            let threads: Vec<_> = self.request.platforms.iter().map(|platform| scope.spawn(move || work(platform))).collect();
+            threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        });
+        let (mut built, mut failure) = (Vec::new(), None);
+        for result in results {
+            match result {
+                Ok(one) => built.push(one),
+                // Who was stopped because of another says only that.
+                Err(error) if failure.is_none() || matches!(failure, Some(Error::Interrupted)) => failure = Some(error),
+                Err(_) => {}
+            }
+        }
+        match failure {
+            Some(error) => Err(error),
+            None => Ok(built),
+        }
+    }
+
+    /// Shows what the build checks say, once however many platforms say it.
+    fn warn(&self, warnings: Vec<Diagnostic>) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let new: Vec<Diagnostic> = warnings.into_iter().filter(|warning| told.insert(format!("{warning:?}"))).collect();
+        self.engine.events.lints(self.source, new);
+    }
+
     /// Lowers and solves the build for one platform.
     fn build(&self, platform: &Platform) -> Result<Built, Error> {
         let (engine, request) = (self.engine, self.request);
         let scope = Scope { all_stages: false, ignore: self.ignore.clone(), context_epoch: self.context_epoch };
         let lowered = lower_all(engine, request, platform, self.source, self.parsed, scope);
-        let (mut build, bases) = lowered.map_err(|rejected| rejected.tell(engine, self.source))?;
-        engine.events.lints(self.source, std::mem::take(&mut build.warnings));
+        let (mut build, bases) = lowered.map_err(|rejected| {
+            self.warn(rejected.warnings);
+            rejected.error
+        })?;
+        self.warn(std::mem::take(&mut build.warnings));
         let clock = build.epoch.map_or(request.clock, |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
         let now = humantime::format_rfc3339(clock).to_string();
         if build.epoch.is_some() {
@@ -181,6 +231,7 @@ impl Plan<'_> {
             on_failure: &request.on_failure,
             now: &now,
             clock,
+            elsewhere: &self.failed,
         };
         let solved = match build.target {
             Some(target) => solve(&work, &[target])?.into_iter().next(),
@@ -363,13 +414,14 @@ pub(crate) fn lower_all(
     scope: Scope,
 ) -> Result<(Box<kiln_frontend::Build>, ResolvedBases), Rejected> {
     let language = &request.language;
-    let mut bases = ResolvedBases::default();
+    let mut bases = ResolvedBases::new(request.platforms.len() > 1);
     let options = LowerOptions {
         build_args: language.build_args.clone(),
         target: language.target.clone(),
         labels: language.labels.clone(),
         build_platform: Platform::host(),
         target_platform: platform.clone(),
+        platform_names: request.platforms.len() > 1,
         proxy_args: language.proxy_args.clone(),
         network: language.network,
         no_cache_filter: request.caching.disabled_stages.clone(),

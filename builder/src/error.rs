@@ -279,6 +279,16 @@ pub enum ImageError {
         /// What there is.
         offered: Vec<String>,
     },
+    /// An index joins more images than the store has.
+    #[error(
+        "{name} is an index of which the store lacks the image for {missing}; `kiln pull --all-platforms` fetches all of them"
+    )]
+    NotAllPlatforms {
+        /// The name.
+        name: String,
+        /// The platform, or the digest.
+        missing: String,
+    },
     /// It breaks the specification.
     #[error("{name} can't be used: {reason}")]
     Invalid {

@@ -158,6 +158,7 @@ fn find(engine: &Engine, launch: &Launch) -> Result<Found, Error> {
     if launch.pull != Pull::Always
         && let Some(record) = engine.store.images().find(&launch.image)?
     {
+        let record = record.for_platform(&wanted).unwrap_or(record);
         let config = bases::read_config(engine, &record.config)?;
         let platform = config.value().platform();
         // Who doesn't say which takes what there is, as with docker.

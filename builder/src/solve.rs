@@ -4,6 +4,7 @@
 //! so that what a hit stands on is never asked for. What is left is done as its inputs arrive (`schedule`), and each step is
 //! looked up once more by the content of its inputs before it runs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -81,6 +82,8 @@ pub struct Work<'a> {
     pub now: &'a str,
     /// The build's clock.
     pub clock: std::time::SystemTime,
+    /// Set when what is built beside this has failed, so that this is of no use any more.
+    pub elsewhere: &'a AtomicBool,
 }
 
 /// The build context, opened when the first step wants it.
@@ -232,6 +235,10 @@ fn run_all(
                 Err(RecvTimeoutError::Timeout) => {
                     while passed_on < engine.cancel.triggers() {
                         passed_on += 1;
+                        stop.trigger();
+                    }
+                    if failure.is_none() && work.elsewhere.load(Ordering::Relaxed) {
+                        failure = Some(Error::Interrupted);
                         stop.trigger();
                     }
                     continue;

@@ -1,27 +1,29 @@
 //! Hides in which order an image travels: a push sends layers before the configuration before the manifest, and only what the
 //! registry lacks; a pull names the image when everything is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Seek as _, SeekFrom};
 use std::sync::Mutex;
 
 use kiln_oci::config::ImageConfig;
 use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::Digest;
-use kiln_oci::manifest::{Manifest, Raw};
+use kiln_oci::manifest::{Index, Manifest, Raw};
 use kiln_oci::media_type;
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
-use kiln_registry_client::{ManifestName, Pushed, Repository};
-use kiln_store::ImageRecord;
+use kiln_registry_client::{Client, ManifestName, Pushed, Repository};
 use kiln_store::{BaseLayer, LayerKind, LayerRecord};
+use kiln_store::{ImageRecord, PlatformImage};
 
 use crate::bases::{self, MAX_DOCUMENT};
 use crate::engine::Engine;
 use crate::error::{Error, ImageError};
 use crate::event::Task;
+use crate::export::assemble::Assembled;
 use crate::export::form::Form;
 use crate::export::pack::{self, Ready, Wanted};
+use crate::export::stored;
 use crate::ops::source::fetch_layer;
 
 /// How many blobs travel at once, as Docker does it.
@@ -73,6 +75,8 @@ fn pull_in(engine: &Engine, reference: &Reference, platform: &Platform, task: &T
         blobs: layers.iter().filter_map(blob_of).map(|blob| blob.digest).collect(),
         created: config.created.clone(),
         platform: Some(config.platform()),
+        index: None,
+        platforms: Vec::new(),
     })?;
     Ok(PullOutcome { image_id, digest: image.pinned, up_to_date: false })
 }
@@ -84,54 +88,185 @@ fn blob_of(layer: &LayerRecord) -> Option<&Descriptor> {
     }
 }
 
-/// Sends an image of the store to its registry.
-pub fn push(engine: &Engine, reference: &Reference) -> Result<Descriptor, Error> {
-    let task = engine.events.start(format!("pushing {reference}"));
-    let descriptor = push_in(engine, reference, &task);
-    task.end_with(descriptor)
+/// Fetches all images of an index, with what is said about them, and gives the index its name; what is no index is pulled as
+/// the one image that it is.
+pub fn pull_all(engine: &Engine, reference: &Reference) -> Result<PullOutcome, Error> {
+    let task = engine.events.start(format!("pulling {reference}"));
+    let outcome = pull_all_in(engine, reference, &task);
+    task.end_with(outcome)
 }
 
-/// The same as part of another task.
-pub(crate) fn push_in(engine: &Engine, reference: &Reference, task: &Task) -> Result<Descriptor, Error> {
-    let Some(mut record) = engine.store.images().get(reference)? else {
-        return Err(Error::Image(ImageError::NotFound { name: reference.familiar() }));
+fn pull_all_in(engine: &Engine, reference: &Reference, task: &Task) -> Result<PullOutcome, Error> {
+    let (descriptor, bytes) = engine.registry.fetch_manifest(reference)?;
+    if !media_type::is_index(&descriptor.media_type) {
+        return pull_in(engine, reference, &Platform::host(), task);
+    }
+    let invalid = |reason: String| Error::Image(ImageError::Invalid { name: reference.to_string(), reason });
+    let index = Raw::<Index>::parse(bytes).map_err(|e| invalid(format!("its index can't be read: {e}")))?;
+    let (mut platforms, mut blobs, mut layers, mut created) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for entry in &index.value().manifests {
+        engine.check()?;
+        let named = reference.with_digest(entry.digest);
+        if stored::is_attached(entry) {
+            blobs.extend(fetch_attached(engine, &named, entry)?);
+            continue;
+        }
+        let platform = entry.platform.clone().unwrap_or_else(Platform::host);
+        let image = bases::resolve(engine, &named, &platform, true, task)?;
+        let chain = match &image.layer {
+            Some(top) => engine.store.layers().chain(top)?,
+            None => Vec::new(),
+        };
+        platforms.push(PlatformImage {
+            platform,
+            config: image.config.digest(),
+            layers: chain.iter().map(|layer| layer.id.clone()).collect(),
+            manifest: entry.clone(),
+        });
+        created.push(image.config.value().created.clone());
+        layers.extend(chain);
+    }
+    side_by_side(&layers, |layer| {
+        engine.check()?;
+        fetch_layer(engine, layer, task)
+    })?;
+    engine.store.blobs().put_bytes(index.bytes())?;
+    blobs.extend(layers.iter().filter_map(blob_of).map(|blob| blob.digest));
+    let host = Platform::host();
+    let best = (0..platforms.len()).max_by_key(|at| (platforms[*at].platform.serves(&host), std::cmp::Reverse(*at)));
+    let best = best.ok_or_else(|| invalid("its index joins no image".to_owned()))?;
+    let main = platforms[best].clone();
+    let record = ImageRecord {
+        name: Some(reference.clone()),
+        config: main.config,
+        layers: main.layers,
+        manifest: Some(main.manifest),
+        blobs,
+        created: created.swap_remove(best),
+        platform: Some(main.platform),
+        index: Some(Descriptor { platform: None, annotations: BTreeMap::new(), ..descriptor.clone() }),
+        platforms,
     };
+    let before = engine.store.images().get(reference)?;
+    let up_to_date = before.is_some_and(|before| before.index == record.index);
+    engine.store.images().set(&record)?;
+    Ok(PullOutcome { image_id: record.config, digest: descriptor.digest, up_to_date })
+}
+
+/// Fetches what is said about an image; the digests of all its blobs.
+pub(crate) fn fetch_attached(engine: &Engine, named: &Reference, entry: &Descriptor) -> Result<Vec<Digest>, Error> {
+    let (_, bytes) = engine.registry.fetch_manifest(named)?;
+    let invalid = |e: serde_json::Error| ImageError::Invalid { name: named.to_string(), reason: e.to_string() };
+    let manifest = Raw::<Manifest>::parse(bytes).map_err(|e| Error::Image(invalid(e)))?;
+    let mut blobs = vec![entry.digest];
+    for blob in manifest.value().layers.iter().chain([&manifest.value().config]) {
+        bases::fetch_blob(engine, &Repository::from(named), blob, &|_| {})?;
+        blobs.push(blob.digest);
+    }
+    engine.store.blobs().put_bytes(manifest.bytes())?;
+    Ok(blobs)
+}
+
+/// Sends an image of the store to its registry: all platforms of an index, unless one is named.
+pub fn push(engine: &Engine, reference: &Reference, platform: Option<&Platform>) -> Result<Descriptor, Error> {
+    let task = engine.events.start(format!("pushing {reference}"));
+    let ahead = Ahead::default();
     let repository = Repository::from(reference);
-    let ahead = Mutex::new(Vec::new());
     let ready = |layer: &LayerRecord, blob: &Descriptor| {
-        push_layer(engine, &repository, layer, blob, task)?;
-        ahead.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(blob.digest);
+        push_layer(engine, &engine.registry, &repository, layer, blob, &task)?;
+        ahead.note(&repository, blob);
         Ok(())
     };
-    let packed = packed_image(engine, &mut record, &Form::DEFAULT, task, Some(&ready))?;
-    let ahead = ahead.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let pushed = stored::find(engine, reference, platform, &task, Some(&ready)).and_then(|image| {
+        let name = reference.tag().map_or(ManifestName::Digest, ManifestName::Tag);
+        push_image(engine, &engine.registry, &image, (&repository, name), &ahead, &task)?;
+        Ok(image.descriptor)
+    });
+    task.end_with(pushed)
+}
+
+/// The layers that were sent while others were still packed.
+#[derive(Debug, Default)]
+pub(crate) struct Ahead(Mutex<BTreeSet<(Repository, Digest)>>);
+
+impl Ahead {
+    /// This layer is there.
+    pub(crate) fn note(&self, repository: &Repository, blob: &Descriptor) {
+        let mut sent = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        sent.insert((repository.clone(), blob.digest));
+    }
+
+    fn has(&self, repository: &Repository, blob: &Descriptor) -> bool {
+        let sent = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        sent.contains(&(repository.clone(), blob.digest))
+    }
+}
+
+/// Sends a whole image: all that a manifest names is there before the manifest is, and all manifests before the index.
+pub(crate) fn push_image(
+    engine: &Engine,
+    client: &Client,
+    image: &Assembled,
+    (repository, name): (&Repository, ManifestName<'_>),
+    ahead: &Ahead,
+    task: &Task,
+) -> Result<(), Error> {
+    let mut seen = BTreeSet::new();
+    let layers = image.images.iter().flat_map(|image| &image.layers);
+    let layers: Vec<&(LayerRecord, Descriptor)> =
+        layers.filter(|(_, blob)| seen.insert(blob.digest) && !ahead.has(repository, blob)).collect();
     task.status("pushing layers", 0, None);
-    let left: Vec<_> = packed.layers.iter().filter(|(_, blob)| !ahead.contains(&blob.digest)).collect();
-    side_by_side(&left, |(layer, blob)| {
+    side_by_side(&layers, |(layer, blob)| {
         engine.check()?;
-        push_layer(engine, &repository, layer, blob, task)
+        push_layer(engine, client, repository, layer, blob, task)
     })?;
     task.status_done("pushing layers", 0, None);
-    let config = &packed.manifest.value().config;
-    let bytes = packed.config.bytes().to_vec();
-    engine.registry.push_blob(
-        &repository,
-        config,
-        &|from| {
-            let rest = bytes.get(usize::try_from(from).unwrap_or(usize::MAX)..).unwrap_or_default();
-            Ok(Box::new(std::io::Cursor::new(rest.to_vec())) as Box<dyn Read + Send>)
-        },
-        &|_| {},
-    )?;
-    let name = match reference.tag() {
-        Some(tag) => ManifestName::Tag(tag),
-        None => ManifestName::Digest,
+    for image in &image.images {
+        push_stored(engine, client, repository, &image.manifest.value().config)?;
+    }
+    for attached in &image.attached {
+        let manifest = attached.manifest.value();
+        for blob in manifest.layers.iter().chain([&manifest.config]) {
+            push_stored(engine, client, repository, blob)?;
+        }
+    }
+    let whole = match name {
+        ManifestName::Tag(tag) => format!("{repository}:{tag}@{}", image.descriptor.digest),
+        ManifestName::Digest => format!("{repository}@{}", image.descriptor.digest),
     };
-    let status = format!("pushing manifest for {reference}@{}", packed.descriptor.digest);
+    let status = format!("pushing manifest for {whole}");
     task.status(&status, 0, None);
-    engine.registry.push_manifest(&repository, name, &packed.descriptor.media_type, packed.manifest.bytes())?;
+    let send =
+        |name, descriptor: &Descriptor, bytes: &[u8]| client.push_manifest(repository, name, &descriptor.media_type, bytes);
+    match (&image.index, image.images.as_slice()) {
+        (None, images) => {
+            for image in images {
+                send(name, &image.descriptor, image.manifest.bytes())?;
+            }
+        }
+        (Some(index), images) => {
+            for image in images {
+                send(ManifestName::Digest, &image.descriptor, image.manifest.bytes())?;
+            }
+            for attached in &image.attached {
+                send(ManifestName::Digest, &attached.descriptor, attached.manifest.bytes())?;
+            }
+            send(name, &image.descriptor, index.bytes())?;
+        }
+    }
     task.status_done(&status, 0, None);
-    Ok(packed.descriptor)
+    Ok(())
+}
+
+/// Sends a small blob of the store.
+fn push_stored(engine: &Engine, client: &Client, repository: &Repository, blob: &Descriptor) -> Result<(), Error> {
+    let open = |from| -> std::io::Result<Box<dyn Read + Send>> {
+        let mut file = engine.store.blobs().open_sized(&blob.digest, blob.size).map_err(std::io::Error::other)?;
+        file.seek(SeekFrom::Start(from))?;
+        Ok(Box::new(file))
+    };
+    client.push_blob(repository, blob, &open, &|_| {})?;
+    Ok(())
 }
 
 /// An image of which every blob is known (those of lazy base layers may still be in their registry).
@@ -214,6 +349,7 @@ pub(crate) fn is_own(layer: &LayerRecord, blob: &Descriptor) -> bool {
 
 pub(crate) fn push_layer(
     engine: &Engine,
+    client: &Client,
     repository: &Repository,
     layer: &LayerRecord,
     blob: &Descriptor,
@@ -242,8 +378,7 @@ pub(crate) fn push_layer(
         Ok(Box::new(file))
     };
     task.status(&name, 0, Some(blob.size));
-    let pushed =
-        engine.registry.push_blob_from(repository, blob, &sources, &open, &|sent| task.status(&name, sent, Some(blob.size)));
+    let pushed = client.push_blob_from(repository, blob, &sources, &open, &|sent| task.status(&name, sent, Some(blob.size)));
     match pushed {
         Ok(pushed) => {
             let note = match pushed {

@@ -40,6 +40,8 @@ pub struct LowerOptions {
     pub build_platform: Platform,
     /// The platform that the image is for.
     pub target_platform: Platform,
+    /// Whether the names of steps tell for which platform they are.
+    pub platform_names: bool,
     /// Proxy variables of the client, as name and value; `build_args` beat them.
     pub proxy_args: Vec<(String, String)>,
     /// `--network`: what a `RUN` without `--network` gets.
@@ -69,6 +71,7 @@ impl Default for LowerOptions {
             labels: Vec::new(),
             build_platform: Platform::host(),
             target_platform: Platform::host(),
+            platform_names: false,
             proxy_args: Vec::new(),
             network: NetworkMode::Default,
             no_cache_filter: Vec::new(),

@@ -15,7 +15,8 @@
 //! │   ├── durable              mark: diff/ was on disk before this file was made
 //! │   └── usage                the disk space of diff/, remembered by `du`; may be lost
 //! ├── cache/XX/REST            cache records by key; small, one read each
-//! ├── images/HEX               image names (HEX is the SHA-256 of the name); images/id-HEX: images without a name
+//! ├── images/HEX               image names (HEX is the SHA-256 of the name); images/id-HEX: images without a name;
+//! │                            of an index all its images, and which of them is meant on this machine
 //! ├── ingest/NONCE/            what one process has not finished; the folder is locked while the process lives
 //! ├── memo/HEX                 fingerprints of the files of one context folder (HEX is of its path); may be lost
 //! ├── mount-points/            empty mount points that lie below every sandbox's layers; filled by the runner, may be lost

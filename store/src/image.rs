@@ -36,6 +36,62 @@ pub struct ImageRecord {
     /// The platform that it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
+    /// What joins the images of several platforms (or an image and what is said about it). What stands above is then the image
+    /// that is meant when nobody names a platform.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<Descriptor>,
+    /// The images that the index joins and the store has, in its order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub platforms: Vec<PlatformImage>,
+}
+
+/// One image of an index.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlatformImage {
+    /// The platform, as the index names it.
+    pub platform: Platform,
+    /// The digest of its configuration.
+    pub config: Digest,
+    /// Its layers, bottom first.
+    pub layers: Vec<LayerId>,
+    /// Its manifest.
+    pub manifest: Descriptor,
+}
+
+impl ImageRecord {
+    /// The record of one image of an index, under the same name; the record itself for any other image.
+    #[must_use]
+    pub fn for_platform(&self, platform: &Platform) -> Option<Self> {
+        let score = |image: &&PlatformImage| image.platform.serves(platform);
+        let image = self.platforms.iter().filter(|image| score(image).is_some()).max_by_key(score)?;
+        Some(Self {
+            config: image.config,
+            layers: image.layers.clone(),
+            manifest: Some(image.manifest.clone()),
+            platform: Some(image.platform.clone()),
+            index: None,
+            platforms: Vec::new(),
+            ..self.clone()
+        })
+    }
+
+    /// The digest that the name stands for in a registry, as far as it is known.
+    #[must_use]
+    pub fn digest(&self) -> Option<Digest> {
+        self.index.as_ref().or(self.manifest.as_ref()).map(|descriptor| descriptor.digest)
+    }
+
+    /// Every layer that the record needs (some name their parents only), some more than once.
+    pub fn needed_layers(&self) -> impl DoubleEndedIterator<Item = &LayerId> {
+        self.layers.iter().chain(self.platforms.iter().flat_map(|image| &image.layers))
+    }
+
+    /// Every blob that the record needs by itself, some more than once.
+    pub fn needed_blobs(&self) -> impl Iterator<Item = Digest> {
+        let own = [self.config].into_iter().chain([&self.manifest, &self.index].into_iter().flatten().map(|d| d.digest));
+        let images = self.platforms.iter().flat_map(|image| [image.config, image.manifest.digest]);
+        own.chain(images).chain(self.blobs.iter().copied())
+    }
 }
 
 /// Image names.
@@ -71,11 +127,14 @@ impl<'a> Images<'a> {
     /// [`Error::BlobMissing`], [`Error::LayerMissing`], [`Error::Sync`], [`Error::Io`]; the old name stands then.
     pub fn set(&self, record: &ImageRecord) -> Result<Option<ImageRecord>> {
         let mut record = record.clone();
-        for digest in record.blobs.iter().chain([&record.config]).chain(record.manifest.iter().map(|m| &m.digest)) {
-            self.store.blobs().size(digest)?;
+        for digest in record.needed_blobs() {
+            self.store.blobs().size(&digest)?;
         }
         record.layers = self.store.layers().close(&record.layers)?;
-        self.store.make_durable(&record.layers)?;
+        for image in &mut record.platforms {
+            image.layers = self.store.layers().close(&image.layers)?;
+        }
+        self.store.make_durable(&record.needed_layers().cloned().collect::<Vec<_>>())?;
         let (path, label) = match &record.name {
             Some(name) => (self.store.layout().image(&name.to_string()), name.to_string()),
             None => (self.store.layout().nameless_image(&record.config), record.config.to_string()),
@@ -85,7 +144,7 @@ impl<'a> Images<'a> {
         let _lock = TransientLock::acquire(&lock_path, &WaitFor::Name(label), self.store.waiter())?;
         let old = record::read::<ImageRecord>(&path)?.or_lost();
         record::write(&*self.store.session()?, &path, &record, Durability::Durable)?;
-        Ok(old.filter(|old| old.config != record.config))
+        Ok(old.filter(|old| (old.config, &old.index) != (record.config, &record.index)))
     }
 
     /// Takes a name away; its image goes with the next prune that finds no other use of it. False when there is no such name.

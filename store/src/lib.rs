@@ -57,7 +57,7 @@ pub use cache::{Cache, CacheKey, CacheRecord, KeyLock};
 pub use error::{Error, Result};
 pub use form::TreeForm;
 pub use gc::{Gc, PruneOptions, PruneReport, UsageRow};
-pub use image::{ImageRecord, Images};
+pub use image::{ImageRecord, Images, PlatformImage};
 pub use lock::{OnWait, WaitFor, Waiting};
 pub use mounts::{MountGuard, Mounts, Sharing};
 pub use owner::Ownership;

@@ -102,6 +102,8 @@ fn image(store: &Store, name: Option<&str>, config: &str, layers: &[LayerId]) ->
         blobs: Vec::new(),
         created: None,
         platform: None,
+        index: None,
+        platforms: Vec::new(),
     }
 }
 

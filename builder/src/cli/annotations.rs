@@ -42,11 +42,16 @@ pub(super) fn parse(texts: &[String]) -> Result<Annotations, Failure> {
 
 /// Refuses annotations of an index for an image that has none, if it leaves kiln (`leaves_kiln`).
 pub(super) fn check(outputs: &[Output], leaves_kiln: bool, platforms: &[Platform]) -> Result<(), Failure> {
+    let items = || outputs.iter().filter_map(Output::options).flat_map(|options| &options.annotations.items);
+    let missing = items().filter_map(|(_, platform, ..)| platform.as_ref()).find(|platform| !platforms.contains(platform));
+    if let Some(platform) = missing.filter(|_| platforms.len() > 1) {
+        return Err(Failure::usage(format!("invalid annotation: no platform {platform} found in source")));
+    }
     if platforms.len() > 1 || !leaves_kiln {
         return Ok(());
     }
     let of_index = |scope: &Scope| matches!(scope, Scope::Index | Scope::IndexDescriptor);
-    let mut items = outputs.iter().filter_map(Output::options).flat_map(|options| &options.annotations.items);
+    let mut items = items();
     match items.find(|(scope, ..)| of_index(scope)) {
         None => Ok(()),
         Some((_, _, key, value)) => Err(Failure::usage_hint(

@@ -8,6 +8,7 @@ use kiln_oci::reference::Reference;
 use kiln_store::Store;
 
 use super::args::{LoadArgs, SaveArgs};
+use super::build::parse_platform;
 use super::exit::Exit;
 use super::images::find;
 use super::registry::conclude;
@@ -24,10 +25,11 @@ pub(crate) fn save(session: &Session, args: &SaveArgs) -> Result<Exit, Failure> 
     if args.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::usage_hint("cowardly refusing to save to a terminal", "use the -o flag or redirect"));
     }
+    let platform = args.platform.as_deref().map(parse_platform).transpose()?;
     let mode = session.mode(None, false)?;
     let (result, summary) = session.work("Saving", mode, |engine| {
         let names: Vec<Reference> = args.images.iter().map(|text| name_of(&engine.store, text)).collect::<Result<_, _>>()?;
-        Ok(export::save(engine, &names, format, args.output.as_deref())?)
+        Ok(export::save(engine, &names, format, platform.as_ref(), args.output.as_deref())?)
     });
     Ok(conclude(session, result.map(|()| String::new()), &summary))
 }

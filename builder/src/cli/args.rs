@@ -143,7 +143,7 @@ pub(crate) struct BuildArgs {
     /// Keep the image in the store, which kiln always does
     #[arg(long)]
     pub(crate) load: bool,
-    /// Output destination (format: `type=oci|docker,dest=FILE`)
+    /// Output destination (format: `type=image|registry|oci|docker|local|tar|cacheonly[,KEY=VALUE]`)
     #[arg(short, long, value_name = "SPEC")]
     pub(crate) output: Vec<String>,
     /// Write the image ID to a file
@@ -164,7 +164,7 @@ pub(crate) struct BuildArgs {
     /// Add a custom host-to-IP mapping (format: `host:ip`)
     #[arg(long, value_name = "HOST:IP", value_delimiter = ',')]
     pub(crate) add_host: Vec<String>,
-    /// Set target platform for build
+    /// Set target platforms for build, separated by commas
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Vec<String>,
     /// Shared memory size for RUN
@@ -281,6 +281,12 @@ pub(crate) struct PushArgs {
     /// Name of the image
     #[arg(value_name = "NAME[:TAG]")]
     pub(crate) name: String,
+    /// Push only the image for this platform
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
+    /// Push the images for all platforms, which is what happens unless one is named
+    #[arg(long, conflicts_with = "platform")]
+    pub(crate) all_platforms: bool,
     /// Suppress verbose output
     #[arg(short, long)]
     pub(crate) quiet: bool,
@@ -298,6 +304,9 @@ pub(crate) struct PullArgs {
     /// Choose the image for this platform
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<String>,
+    /// Pull the images for all platforms
+    #[arg(long, conflicts_with = "platform")]
+    pub(crate) all_platforms: bool,
     /// Suppress verbose output
     #[arg(short, long)]
     pub(crate) quiet: bool,
@@ -360,6 +369,9 @@ pub(crate) struct InspectArgs {
     /// Images, by name or ID
     #[arg(value_name = "IMAGE", required = true)]
     pub(crate) images: Vec<String>,
+    /// Show the image for this platform
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
     /// Format output: `json` or a template such as `{{.Id}}`
     #[arg(short, long, value_name = "FORMAT")]
     pub(crate) format: Option<String>,
@@ -371,6 +383,9 @@ pub(crate) struct HistoryArgs {
     /// An image, by name or ID
     #[arg(value_name = "IMAGE")]
     pub(crate) image: String,
+    /// Show the image for this platform
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
     /// Format output: `table`, `table TEMPLATE`, `json` or a template such as `{{.CreatedBy}}`
     #[arg(long, value_name = "FORMAT")]
     pub(crate) format: Option<String>,
@@ -394,6 +409,9 @@ pub(crate) struct SaveArgs {
     /// Write to a file, instead of STDOUT
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
+    /// Save only the image for this platform
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
     /// Form of the archive: docker or oci
     #[arg(long, value_name = "FORMAT", default_value = "docker")]
     pub(crate) format: String,
@@ -514,6 +532,7 @@ const SWITCHES: &[&str] = &[
     "password-stdin",
     "dry-run",
     "check",
+    "all-platforms",
 ];
 
 /// Understands the command line, the program's name first.

@@ -138,7 +138,7 @@ fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, no
 
     let platforms = platforms(args, environment)?;
     let annotations = annotations::parse(&args.annotation)?;
-    let outputs::Outputs { tags, outputs } = outputs::parse(args, &annotations, environment)?;
+    let outputs::Outputs { tags, outputs } = outputs::parse(args, &annotations, environment, &platforms)?;
     annotations::check(&outputs, !args.output.is_empty() || args.push, &platforms)?;
     let attestations = attest::request(&args.attest, environment)?;
     if !attestations.is_empty() {
@@ -204,11 +204,10 @@ fn platforms(args: &BuildArgs, environment: &Environment) -> Result<Vec<Platform
             platforms.push(platform);
         }
     }
-    match platforms.as_slice() {
-        [] => Ok(vec![Platform::host()]),
-        [_] => Ok(platforms),
-        _ => Err(Failure::usage("images for several platforms at once are not supported yet")),
+    if platforms.is_empty() {
+        platforms.push(Platform::host());
     }
+    Ok(platforms)
 }
 
 /// `os/arch[/variant]`, or `local`.

@@ -162,7 +162,11 @@ fn mistakes() {
         ("-t UPPER /", "invalid tag `UPPER`"),
         ("--push /", "a name is needed to push the image"),
         ("--network bridge /", "network mode `bridge` is not supported"),
-        ("--platform linux/amd64,linux/arm64 /", "images for several platforms at once are not supported yet"),
+        ("--platform linux/amd64,linux/arm64 --load /", "docker exporter does not currently support exporting manifest lists"),
+        (
+            "--platform linux/amd64,linux/arm64 --push -t a --annotation manifest[linux/s390x]:a=b /",
+            "invalid annotation: no platform linux/s390x found in source",
+        ),
         ("--shm-size lots /", "invalid size `lots` for --shm-size"),
         ("--add-host db /", "invalid --add-host `db`"),
         ("--add-host db:name /", "invalid --add-host `db:name`"),

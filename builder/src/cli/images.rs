@@ -72,7 +72,7 @@ pub(crate) fn list(session: &Session, args: &ImagesArgs) -> Result<(), Failure> 
             unknown(),
             clock::go_time(*created),
             since,
-            image.manifest.as_ref().map_or(NONE.to_owned(), |manifest| manifest.digest.to_string()),
+            image.digest().map_or(NONE.to_owned(), |digest| digest.to_string()),
             if args.no_trunc { image.config.to_string() } else { image.config.short() },
             name.map_or(NONE.to_owned(), Reference::familiar_repository),
             unknown(),

@@ -8,6 +8,7 @@ use serde::Serialize as _;
 use serde_json::{Map, Value, json};
 
 use super::args::{HistoryArgs, InspectArgs};
+use super::build::parse_platform;
 use super::images::{find, layer_sizes};
 use super::listing::{Field, Listing};
 use super::report::{Failure, write_stdout};
@@ -38,7 +39,10 @@ pub(crate) fn inspect(session: &Session, args: &InspectArgs) -> Result<(), Failu
     let mut found = Vec::new();
     let mut failure = None;
     for text in &args.images {
-        match find(&store, text).and_then(|image| describe(&store, &image)) {
+        match find(&store, text)
+            .and_then(|image| chosen(image, args.platform.as_deref()))
+            .and_then(|image| describe(&store, &image))
+        {
             Ok(value) => found.push(value),
             Err(error) => failure = failure.or(Some(error)),
         }
@@ -49,6 +53,12 @@ pub(crate) fn inspect(session: &Session, args: &InspectArgs) -> Result<(), Failu
     };
     write_stdout(&text)?;
     failure.map_or(Ok(()), Err)
+}
+
+/// The image for the platform that was named.
+fn chosen(image: ImageRecord, platform: Option<&str>) -> Result<ImageRecord, Failure> {
+    let Some(platform) = platform.map(parse_platform).transpose()? else { return Ok(image) };
+    Ok(kiln::export::for_platform(image, &platform)?)
 }
 
 /// With an indent of four, as docker prints it.
@@ -70,8 +80,8 @@ fn describe(store: &Store, image: &ImageRecord) -> Result<Value, Failure> {
         if name.tag().is_some() {
             tags.push(name.familiar());
         }
-        if let Some(manifest) = &record.manifest {
-            let digest = format!("{}@{}", name.familiar_repository(), manifest.digest);
+        if let Some(digest) = record.digest() {
+            let digest = format!("{}@{digest}", name.familiar_repository());
             if !digests.contains(&digest) {
                 digests.push(digest);
             }
@@ -94,6 +104,13 @@ fn describe(store: &Store, image: &ImageRecord) -> Result<Value, Failure> {
     }
     put("Os", json!(config.os));
     put("Size", json!(layer_sizes(store, image)?.iter().sum::<u64>()));
+    if let (Some(index), platforms) = (&image.index, &image.platforms) {
+        // What docker calls the manifests of an image.
+        let manifests =
+            platforms.iter().map(|one| json!({ "Descriptor": one.manifest, "Platform": one.platform, "Id": one.config }));
+        put("Descriptor", json!(index));
+        put("Manifests", manifests.collect());
+    }
     put("RootFS", json!({ "Type": "layers", "Layers": config.rootfs.diff_ids }));
     Ok(Value::Object(out))
 }
@@ -127,7 +144,7 @@ const FIELDS: &[Field] = &[
 /// `kiln history`.
 pub(crate) fn history(session: &Session, args: &HistoryArgs) -> Result<(), Failure> {
     let store = session.store()?;
-    let image = find(&store, &args.image)?;
+    let image = chosen(find(&store, &args.image)?, args.platform.as_deref())?;
     let config = config_of(&store, &image)?;
     let sizes = layer_sizes(&store, &image)?;
     let now = SystemTime::now();

@@ -25,7 +25,12 @@ pub(super) struct Outputs {
 }
 
 /// Reads all flags that say what becomes of the image. Tags take the place of names, as with buildx.
-pub(super) fn parse(args: &BuildArgs, annotations: &Annotations, environment: &Environment) -> Result<Outputs, Failure> {
+pub(super) fn parse(
+    args: &BuildArgs,
+    annotations: &Annotations,
+    environment: &Environment,
+    platforms: &[Platform],
+) -> Result<Outputs, Failure> {
     let mut tags: Vec<Name> = Vec::new();
     for tag in &args.tag {
         add_name(&mut tags, tag)?;
@@ -57,6 +62,14 @@ pub(super) fn parse(args: &BuildArgs, annotations: &Annotations, environment: &E
         finish(output, &tags, annotations)?;
     }
     check_destinations(&outputs)?;
+    // A daemon gets the one for this machine.
+    let one_only = |output: &Output| matches!(output, Output::Archive { format: ArchiveFormat::Docker, .. });
+    if platforms.len() > 1 && outputs.iter().any(one_only) {
+        return Err(Failure::usage_hint(
+            "docker exporter does not currently support exporting manifest lists",
+            "write `--output type=oci,dest=FILE`, or build for one platform",
+        ));
+    }
     Ok(Outputs { tags: tags.into_iter().map(|name| name.reference).collect(), outputs })
 }
 

@@ -39,7 +39,8 @@ pub(crate) fn conclude(session: &Session, result: Result<String, Failure>, summa
 pub(crate) fn push(session: &Session, args: &PushArgs) -> Result<Exit, Failure> {
     let name = reference(&args.name)?;
     let mode = session.mode(args.progress, args.quiet)?;
-    let (result, summary) = session.work("Pushing", mode, |engine| Ok(transfer::push(engine, &name)?));
+    let platform = args.platform.as_deref().map(parse_platform).transpose()?;
+    let (result, summary) = session.work("Pushing", mode, |engine| Ok(transfer::push(engine, &name, platform.as_ref())?));
     let text = result.map(|pushed| match args.quiet {
         true => format!("{name}\n"),
         false => format!("{}: digest: {} size: {}\n", name.tag().unwrap_or_default(), pushed.digest, pushed.size),
@@ -54,7 +55,12 @@ pub(crate) fn pull(session: &Session, args: &PullArgs) -> Result<Exit, Failure> 
     let platform =
         args.platform.as_ref().or(default.as_ref()).map_or_else(|| Ok(Platform::host()), |text| parse_platform(text))?;
     let mode = session.mode(args.progress, args.quiet)?;
-    let (result, summary) = session.work("Pulling", mode, |engine| Ok(transfer::pull(engine, &name, &platform)?));
+    let (result, summary) = session.work("Pulling", mode, |engine| {
+        Ok(match args.all_platforms {
+            true => transfer::pull_all(engine, &name)?,
+            false => transfer::pull(engine, &name, &platform)?,
+        })
+    });
     let text = result.map(|pulled| {
         let status = if pulled.up_to_date { "Image is up to date for" } else { "Downloaded newer image for" };
         match args.quiet {

@@ -8,16 +8,18 @@ use std::path::Path;
 use kiln_oci::descriptor::Descriptor;
 use kiln_oci::manifest::Index;
 use kiln_oci::media_type;
+use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
 use kiln_store::tar::{Entry, Writer};
 
 use crate::engine::Engine;
 use crate::error::{Error, ImageError};
 use crate::event::Task;
-use crate::export::form::Form;
+use crate::export::assemble::Assembled;
+use crate::export::{folder, stored};
 use crate::ops::source::fetch_layer;
 use crate::request::{ArchiveFormat, Destination};
-use crate::transfer::{PackedImage, is_own, packed_image};
+use crate::transfer::{PackedImage, is_own};
 
 /// An image in an archive.
 #[derive(Debug)]
@@ -25,23 +27,37 @@ pub(crate) struct Member<'a> {
     /// The names that it has there; none is allowed.
     pub(crate) names: Vec<Reference>,
     /// The image.
-    pub(crate) image: &'a PackedImage,
+    pub(crate) image: &'a Assembled,
 }
 
-/// Writes images of the store to a file, or to standard output.
-pub fn save(engine: &Engine, names: &[Reference], format: ArchiveFormat, dest: Option<&Path>) -> Result<(), Error> {
+/// Writes images of the store to a file, or to standard output. `docker load` gets one image of an index, that for this machine
+/// if nothing else is said; others get all of them.
+pub fn save(
+    engine: &Engine,
+    names: &[Reference],
+    format: ArchiveFormat,
+    platform: Option<&Platform>,
+    dest: Option<&Path>,
+) -> Result<(), Error> {
     let task = engine.events.start("exporting images");
-    let saved = save_in(engine, names, format, dest, &task);
+    let saved = save_in(engine, names, (format, platform), dest, &task);
     task.end_with(saved)
 }
 
-fn save_in(engine: &Engine, names: &[Reference], format: ArchiveFormat, dest: Option<&Path>, task: &Task) -> Result<(), Error> {
+fn save_in(
+    engine: &Engine,
+    names: &[Reference],
+    (format, platform): (ArchiveFormat, Option<&Platform>),
+    dest: Option<&Path>,
+    task: &Task,
+) -> Result<(), Error> {
     let mut images = Vec::new();
     for name in names {
-        let Some(mut record) = engine.store.images().get(name)? else {
+        let Some(record) = engine.store.images().get(name)? else {
             return Err(Error::Image(ImageError::NotFound { name: name.familiar() }));
         };
-        images.push(packed_image(engine, &mut record, &Form::DEFAULT, task, None)?);
+        let own = record.platform.clone().filter(|_| format == ArchiveFormat::Docker && record.index.is_some());
+        images.push(stored::whole(engine, record, platform.or(own.as_ref()), task, None)?);
     }
     let members: Vec<Member<'_>> =
         names.iter().zip(&images).map(|(name, image)| Member { names: vec![name.clone()], image }).collect();
@@ -57,11 +73,14 @@ pub(crate) fn write(
     dest: &Destination,
     task: &Task,
 ) -> Result<(), Error> {
-    for member in members {
-        for (layer, _) in member.image.layers.iter().filter(|(layer, blob)| is_own(layer, blob)) {
-            engine.check()?;
+    for (layer, blob) in members.iter().flat_map(|member| &member.image.images).flat_map(|image| &image.layers) {
+        engine.check()?;
+        if is_own(layer, blob) {
             fetch_layer(engine, layer, task)?;
         }
+    }
+    if let Destination::Folder(folder) = dest {
+        return folder::write(engine, members, format, folder, task);
     }
     task.status("sending tarball", 0, None);
     match dest {
@@ -98,15 +117,7 @@ fn write_to(engine: &Engine, members: &[Member<'_>], format: ArchiveFormat, out:
     let mut tar = Writer::new(out);
     tar.append(&Entry::dir("blobs/"), b"")?;
     tar.append(&Entry::dir("blobs/sha256/"), b"")?;
-    let mut blobs: BTreeMap<String, Blob<'_>> = BTreeMap::new();
-    for member in members {
-        let image = member.image;
-        blobs.insert(image.descriptor.digest.hex(), Blob::Bytes(image.manifest.bytes()));
-        blobs.insert(image.config.digest().hex(), Blob::Bytes(image.config.bytes()));
-        for (_, layer) in &image.layers {
-            blobs.insert(layer.digest.hex(), Blob::Stored(layer));
-        }
-    }
+    let blobs = blobs(members);
     for (hex, blob) in &blobs {
         let path = format!("blobs/sha256/{hex}");
         match blob {
@@ -128,42 +139,93 @@ fn write_to(engine: &Engine, members: &[Member<'_>], format: ArchiveFormat, out:
             }
         }
     }
-    let index = json(&index(members))?;
-    tar.append(&Entry::file("index.json", index.len() as u64), &index)?;
-    if format == ArchiveFormat::Docker {
-        let manifest = json(&docker_manifest(members))?;
-        tar.append(&Entry::file("manifest.json", manifest.len() as u64), &manifest)?;
+    for (name, text) in texts(members, format)? {
+        tar.append(&Entry::file(name, text.len() as u64), &text)?;
     }
-    let layout = br#"{"imageLayoutVersion":"1.0.0"}"#;
-    tar.append(&Entry::file("oci-layout", layout.len() as u64), layout)?;
     tar.finish()?;
     Ok(())
 }
 
-enum Blob<'a> {
+/// The files beside the blobs, in their order.
+pub(super) fn texts(members: &[Member<'_>], format: ArchiveFormat) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
+    let listed: Vec<Listed<'_>> = members.iter().map(Member::listed).collect();
+    let mut texts = vec![("index.json", json(&index(&listed))?)];
+    if format == ArchiveFormat::Docker {
+        texts.push(("manifest.json", json(&docker_manifest(&listed))?));
+    }
+    texts.push(("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()));
+    Ok(texts)
+}
+
+/// A blob, by its place.
+pub(super) enum Blob<'a> {
+    /// Here.
     Bytes(&'a [u8]),
+    /// In the store.
     Stored(&'a Descriptor),
+}
+
+/// All blobs of the images, each once, by their digests' digits.
+pub(super) fn blobs<'a>(members: &[Member<'a>]) -> BTreeMap<String, Blob<'a>> {
+    let mut blobs: BTreeMap<String, Blob<'a>> = BTreeMap::new();
+    for whole in members.iter().map(|member| member.image) {
+        if let Some(index) = &whole.index {
+            blobs.insert(whole.descriptor.digest.hex(), Blob::Bytes(index.bytes()));
+        }
+        for image in &whole.images {
+            blobs.insert(image.descriptor.digest.hex(), Blob::Bytes(image.manifest.bytes()));
+            blobs.insert(image.config.digest().hex(), Blob::Bytes(image.config.bytes()));
+            for (_, layer) in &image.layers {
+                blobs.insert(layer.digest.hex(), Blob::Stored(layer));
+            }
+        }
+        for attached in &whole.attached {
+            blobs.insert(attached.descriptor.digest.hex(), Blob::Bytes(attached.manifest.bytes()));
+            let manifest = attached.manifest.value();
+            for blob in manifest.layers.iter().chain([&manifest.config]) {
+                blobs.insert(blob.digest.hex(), Blob::Stored(blob));
+            }
+        }
+    }
+    blobs
 }
 
 pub(super) fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(value).map_err(Error::internal("write a manifest"))
 }
 
+/// What the lists of an archive tell of an image.
+pub(super) struct Listed<'a> {
+    pub(super) names: &'a [Reference],
+    /// The manifest, or the index of several.
+    pub(super) descriptor: &'a Descriptor,
+    pub(super) images: Vec<&'a PackedImage>,
+}
+
+impl Member<'_> {
+    pub(super) fn listed(&self) -> Listed<'_> {
+        Listed { names: &self.names, descriptor: &self.image.descriptor, images: self.image.images.iter().collect() }
+    }
+}
+
 /// One entry for each name, as BuildKit and containerd write it: the full name for containerd, the tag for everybody else.
-pub(super) fn index(members: &[Member<'_>]) -> Index {
+pub(super) fn index(members: &[Listed<'_>]) -> Index {
     let mut manifests = Vec::new();
     for member in members {
-        let mut plain = member.image.descriptor.clone();
-        plain.platform = Some(member.image.config.value().platform());
-        if let Some(created) = &member.image.config.value().created {
-            plain.annotations.insert("org.opencontainers.image.created".to_owned(), created.clone());
+        let mut plain = member.descriptor.clone();
+        let first = member.images.first().map(|image| image.config.value());
+        if let Some(config) = first.filter(|_| media_type::is_manifest(&plain.media_type)) {
+            plain.platform = Some(config.platform());
+        }
+        if let Some(created) = first.and_then(|config| config.created.clone()) {
+            plain.annotations.insert("org.opencontainers.image.created".to_owned(), created);
         }
         if member.names.is_empty() {
             manifests.push(plain.clone());
         }
-        for name in &member.names {
+        for name in member.names {
             let mut named = plain.clone();
-            named.annotations.insert("io.containerd.image.name".to_owned(), name.to_string());
+            named.annotations.insert(IMAGE_NAME.to_owned(), name.to_string());
             if let Some(tag) = name.tag() {
                 named.annotations.insert("org.opencontainers.image.ref.name".to_owned(), tag.to_owned());
             }
@@ -179,16 +241,19 @@ pub(super) fn index(members: &[Member<'_>]) -> Index {
     }
 }
 
+/// The annotation with an image's full name in a layout.
+pub(super) const IMAGE_NAME: &str = "io.containerd.image.name";
+
 /// What `docker load` reads; paths are those of the layout.
-pub(super) fn docker_manifest(members: &[Member<'_>]) -> serde_json::Value {
+pub(super) fn docker_manifest(members: &[Listed<'_>]) -> serde_json::Value {
     let path = |digest: kiln_oci::digest::Digest| format!("blobs/sha256/{}", digest.hex());
-    members
-        .iter()
-        .map(|member| {
+    let items = members.iter().flat_map(|member| member.images.iter().map(move |image| (member.names, image)));
+    items
+        .map(|(names, image)| {
             serde_json::json!({
-                "Config": path(member.image.config.digest()),
-                "RepoTags": member.names.iter().map(Reference::familiar).collect::<Vec<_>>(),
-                "Layers": member.image.layers.iter().map(|(_, layer)| path(layer.digest)).collect::<Vec<_>>(),
+                "Config": path(image.config.digest()),
+                "RepoTags": names.iter().map(Reference::familiar).collect::<Vec<_>>(),
+                "Layers": image.layers.iter().map(|(_, layer)| path(layer.digest)).collect::<Vec<_>>(),
             })
         })
         .collect()

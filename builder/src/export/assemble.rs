@@ -3,12 +3,12 @@
 use kiln_frontend::ImageTemplate;
 use kiln_oci::config::ImageConfig;
 use kiln_oci::descriptor::Descriptor;
-use kiln_oci::digest::DiffId;
-use kiln_oci::manifest::{Index, Raw};
+use kiln_oci::digest::{DiffId, Digest};
+use kiln_oci::manifest::{Index, Manifest, Raw};
 use kiln_oci::media_type;
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
-use kiln_store::{ImageRecord, LayerRecord};
+use kiln_store::{ImageRecord, LayerRecord, PlatformImage};
 
 use crate::attest::provenance::Facts;
 use crate::attest::sbom::Inventory;
@@ -63,10 +63,21 @@ impl Built {
 pub(crate) struct Assembled {
     /// The images, one a platform.
     pub(crate) images: Vec<PackedImage>,
-    /// What joins them, if there are several.
+    /// What is said about them, in manifests of its own.
+    pub(crate) attached: Vec<Attached>,
+    /// What joins them all, if there is more than one manifest.
     pub(crate) index: Option<Raw<Index>>,
     /// What a name of it stands for: the index, or else the manifest.
     pub(crate) descriptor: Descriptor,
+}
+
+/// A manifest about an image, in the index beside that image's. It and its blobs are in the store.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    /// As the index has it.
+    pub(crate) descriptor: Descriptor,
+    /// The manifest.
+    pub(crate) manifest: Raw<Manifest>,
 }
 
 /// Makes an image of what was solved for its platforms; `ready` gets each layer when it is packed.
@@ -77,13 +88,72 @@ pub(crate) fn assemble(
     task: &Task,
     ready: Option<Ready<'_>>,
 ) -> Result<Assembled, Error> {
-    let images = built.iter().map(|built| one(engine, built, options, task, ready)).collect::<Result<Vec<_>, Error>>()?;
+    let types = Types::of(options);
+    let images = built.iter().map(|built| one(engine, built, options, types, task, ready));
+    let images = images.collect::<Result<Vec<_>, Error>>()?;
+    let attached: Vec<Attached> = Vec::new();
     match images.as_slice() {
-        [only] => {
+        [only] if attached.is_empty() => {
             let descriptor = only.descriptor.clone();
-            Ok(Assembled { images, index: None, descriptor })
+            Ok(Assembled { images, attached, index: None, descriptor })
         }
-        _ => join(engine, images, built, options, task),
+        _ => join(engine, images, attached, options, types, task),
+    }
+}
+
+/// Whose media types the documents have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Types {
+    Oci,
+    Docker,
+}
+
+impl Types {
+    /// What Docker's types can't say needs OCI's, as BuildKit decides it.
+    fn of(options: &ImageOptions) -> Self {
+        let manifests_only = options.annotations.items.iter().all(|(scope, ..)| *scope == Scope::Manifest);
+        match options.oci_types {
+            Some(false) if options.compression.kind.fits_docker_types() && manifests_only => Self::Docker,
+            _ => Self::Oci,
+        }
+    }
+
+    fn manifest(self) -> &'static str {
+        match self {
+            Self::Oci => media_type::OCI_MANIFEST,
+            Self::Docker => media_type::DOCKER_MANIFEST,
+        }
+    }
+
+    fn config(self) -> &'static str {
+        match self {
+            Self::Oci => media_type::OCI_CONFIG,
+            Self::Docker => media_type::DOCKER_CONFIG,
+        }
+    }
+
+    fn index(self) -> &'static str {
+        match self {
+            Self::Oci => media_type::OCI_INDEX,
+            Self::Docker => media_type::DOCKER_MANIFEST_LIST,
+        }
+    }
+
+    /// A layer as a manifest of these types names it.
+    fn layer(self, layer: &Descriptor, options: &ImageOptions) -> Descriptor {
+        let mut layer = layer.clone();
+        if !options.prefer_nondist_layers {
+            layer.media_type = media_type::layer_to_distributable(&layer.media_type).to_owned();
+            layer.urls.clear();
+        }
+        layer.media_type = match self {
+            Self::Oci => media_type::layer_to_oci(&layer.media_type).to_owned(),
+            Self::Docker => media_type::layer_to_docker(&layer.media_type).to_owned(),
+        };
+        if self == Self::Docker {
+            layer.annotations.clear();
+        }
+        layer
     }
 }
 
@@ -92,15 +162,21 @@ fn one(
     engine: &Engine,
     built: &Built,
     options: &ImageOptions,
+    types: Types,
     task: &Task,
     ready: Option<Ready<'_>>,
 ) -> Result<PackedImage, Error> {
     task.status("exporting layers", 0, None);
     let epoch = built.epoch.filter(|_| options.rewrite_timestamp).map(|epoch| i64::try_from(epoch).unwrap_or(i64::MAX));
     let form = Form::new(options.compression, epoch);
-    let packed: Vec<PackedLayer> = while_syncing(engine, &built.layers, || {
+    // As they are now: another output may have packed them already.
+    let layers = match built.layers.last() {
+        Some(top) => engine.store.layers().chain(&top.id)?,
+        None => Vec::new(),
+    };
+    let packed: Vec<PackedLayer> = while_syncing(engine, &layers, || {
         let base = &built.template.config.rootfs.diff_ids;
-        let wanted = built.layers.iter().enumerate().map(|(at, layer)| Wanted {
+        let wanted = layers.iter().enumerate().map(|(at, layer)| Wanted {
             layer,
             form: base.get(at).map_or(form, |diff_id| pack::form_in_base(layer, *diff_id, &form)),
             force: options.compression.force,
@@ -108,44 +184,56 @@ fn one(
         pack::all(engine, &wanted.collect::<Vec<_>>(), task, ready)
     })?;
     task.status_done("exporting layers", 0, None);
-    let (blobs, diff_ids): (Vec<Descriptor>, Vec<DiffId>) =
-        packed.into_iter().map(|layer| (layer.descriptor, layer.diff_id)).unzip();
+    let diff_ids: Vec<DiffId> = packed.iter().map(|layer| layer.diff_id).collect();
     let config = built.config(&diff_ids)?;
     engine.store.blobs().put_bytes(config.bytes())?;
-    let manifest = pack::manifest(&config, &blobs, options.annotations.of(Scope::Manifest, Some(&built.platform)))?;
-    let mut descriptor = Descriptor::of(media_type::OCI_MANIFEST, manifest.bytes());
+    let blobs: Vec<Descriptor> = packed.iter().map(|layer| types.layer(&layer.descriptor, options)).collect();
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: Some(types.manifest().to_owned()),
+        config: Descriptor::new(types.config(), config.digest(), config.bytes().len() as u64),
+        layers: blobs.clone(),
+        annotations: options.annotations.of(Scope::Manifest, Some(&built.platform)),
+        extra: serde_json::Map::new(),
+    };
+    let manifest = Raw::write(manifest).map_err(Error::internal("write a manifest"))?;
+    let mut descriptor = Descriptor::of(types.manifest(), manifest.bytes());
     descriptor.annotations = options.annotations.of(Scope::ManifestDescriptor, Some(&built.platform));
+    descriptor.platform = Some(index_platform(&built.platform, &config));
     engine.store.blobs().put_bytes(manifest.bytes())?;
     task.status_done(&format!("exporting manifest {}", descriptor.digest), 0, None);
     task.status_done(&format!("exporting config {}", config.digest()), 0, None);
-    Ok(PackedImage { config, manifest, descriptor, layers: built.layers.iter().cloned().zip(blobs).collect() })
+    Ok(PackedImage { config, manifest, descriptor, layers: layers.into_iter().zip(blobs).collect() })
+}
+
+/// The platform that was asked for, with what only the configuration knows of Windows.
+fn index_platform(asked: &Platform, config: &Raw<ImageConfig>) -> Platform {
+    let own = config.value().platform();
+    Platform { os_version: own.os_version, os_features: own.os_features, ..asked.clone() }
 }
 
 fn join(
     engine: &Engine,
     images: Vec<PackedImage>,
-    built: &[Built],
+    attached: Vec<Attached>,
     options: &ImageOptions,
+    types: Types,
     task: &Task,
 ) -> Result<Assembled, Error> {
-    let manifests = images.iter().zip(built).map(|(image, built)| {
-        let mut descriptor = image.descriptor.clone();
-        descriptor.platform = Some(built.platform.clone());
-        descriptor
-    });
+    let manifests = images.iter().map(|image| &image.descriptor).chain(attached.iter().map(|attached| &attached.descriptor));
     let index = Index {
         schema_version: 2,
-        media_type: Some(media_type::OCI_INDEX.to_owned()),
-        manifests: manifests.collect(),
+        media_type: Some(types.index().to_owned()),
+        manifests: manifests.cloned().collect(),
         annotations: options.annotations.of(Scope::Index, None),
         extra: serde_json::Map::new(),
     };
     let index = Raw::write(index).map_err(Error::internal("write an index"))?;
-    let mut descriptor = Descriptor::of(media_type::OCI_INDEX, index.bytes());
+    let mut descriptor = Descriptor::of(types.index(), index.bytes());
     descriptor.annotations = options.annotations.of(Scope::IndexDescriptor, None);
     engine.store.blobs().put_bytes(index.bytes())?;
     task.status_done(&format!("exporting manifest list {}", descriptor.digest), 0, None);
-    Ok(Assembled { images, index: Some(index), descriptor })
+    Ok(Assembled { images, attached, index: Some(index), descriptor })
 }
 
 /// Does `work` while what new layers hold gets to the disk, where it has to be before the image has a name.
@@ -173,11 +261,48 @@ pub(crate) fn unpacked(engine: &Engine, built: &Built, task: &Task) -> Result<Im
 }
 
 impl Assembled {
-    /// The record that the store keeps of it.
+    /// The record that the store keeps of it. Who names no platform means the image for this machine, or else the first one.
     pub(crate) fn record(&self) -> Option<ImageRecord> {
-        let image = self.images.first()?;
-        let layers: Vec<LayerRecord> = image.layers.iter().map(|(layer, _)| layer.clone()).collect();
-        Some(record(&image.config, &layers, Some(image.descriptor.clone())))
+        let host = Platform::host();
+        let fits = |image: &&PackedImage| image.platform().serves(&host).is_some();
+        let image = self.images.iter().find(fits).or_else(|| self.images.first())?;
+        let mut record = record(&image.config, &image.layer_records(), Some(image.descriptor.clone()));
+        if self.index.is_none() {
+            return Some(record);
+        }
+        record.index = Some(self.descriptor.clone());
+        let platforms = self.images.iter().map(|image| PlatformImage {
+            platform: image.platform(),
+            config: image.config.digest(),
+            layers: image.layers.iter().map(|(layer, _)| layer.id.clone()).collect(),
+            manifest: image.descriptor.clone(),
+        });
+        record.platforms = platforms.collect();
+        for attached in &self.attached {
+            let manifest = attached.manifest.value();
+            record.blobs.push(attached.descriptor.digest);
+            record.blobs.extend(manifest.layers.iter().chain([&manifest.config]).map(|blob| blob.digest));
+        }
+        Some(record)
+    }
+
+    /// What an image has that must be told apart from others, if it is one: the digest of its configuration.
+    pub(crate) fn config(&self) -> Option<Digest> {
+        match self.images.as_slice() {
+            [only] if self.index.is_none() => Some(only.config.digest()),
+            _ => None,
+        }
+    }
+}
+
+impl PackedImage {
+    /// The platform that it is for.
+    pub(crate) fn platform(&self) -> Platform {
+        self.descriptor.platform.clone().unwrap_or_else(|| self.config.value().platform())
+    }
+
+    fn layer_records(&self) -> Vec<LayerRecord> {
+        self.layers.iter().map(|(layer, _)| layer.clone()).collect()
     }
 }
 
@@ -190,6 +315,8 @@ fn record(config: &Raw<ImageConfig>, layers: &[LayerRecord], manifest: Option<De
         blobs: Vec::new(),
         created: config.value().created.clone(),
         platform: Some(config.value().platform()),
+        index: None,
+        platforms: Vec::new(),
     }
 }
 

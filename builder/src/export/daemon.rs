@@ -17,7 +17,7 @@ use crate::bases::MAX_DOCUMENT;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::event::Task;
-use crate::export::archive::{Member, docker_manifest, index, json as to_json};
+use crate::export::archive::{Listed, docker_manifest, index, json as to_json};
 use crate::ops::source::fetch_layer;
 use crate::request::Output;
 use crate::transfer::PackedImage;
@@ -169,7 +169,7 @@ fn layout(
             parts.blob(engine, blob)?;
         }
     }
-    let members = [Member { names: names.to_vec(), image }];
+    let members = [Listed { names, descriptor: &image.descriptor, images: vec![image] }];
     parts.file("index.json", &to_json(&index(&members))?)?;
     parts.file("manifest.json", &to_json(&docker_manifest(&members))?)?;
     parts.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;

@@ -10,16 +10,17 @@ use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::Digest;
 use kiln_oci::manifest::{Index, Manifest, Raw};
 use kiln_oci::media_type;
+use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
-use kiln_store::ImageRecord;
 use kiln_store::layer::compress::{Compression, Decoder};
 use kiln_store::rootdir::Kind;
 use kiln_store::tar::{EntryKind, Reader};
+use kiln_store::{ImageRecord, PlatformImage};
 
 use crate::bases::{MAX_DOCUMENT, add_layers, read_config};
 use crate::engine::Engine;
 use crate::error::{Error, ImageError};
-use crate::export::pack;
+use crate::export::{pack, stored};
 
 /// An image that was loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,7 +140,7 @@ impl Archive {
             for tag in item.repo_tags.unwrap_or_default() {
                 names.push(Reference::parse(&tag).map_err(|e| self.invalid(e.to_string()))?);
             }
-            loaded.push(self.keep(engine, &raw, &manifest, names)?);
+            loaded.push(keep(engine, record(engine, &raw, &manifest)?, names)?);
         }
         Ok(loaded)
     }
@@ -162,87 +163,141 @@ impl Archive {
 
     fn oci_images(&self, engine: &Engine) -> Result<Vec<Loaded>, Error> {
         let index: Index = self.json(engine, "index.json")?;
-        let mut images: BTreeMap<Digest, (Descriptor, Vec<Reference>)> = BTreeMap::new();
-        let mut order = Vec::new();
-        let mut open: Vec<(Descriptor, u32)> = index.manifests.into_iter().map(|m| (m, 0)).rev().collect();
-        while let Some((descriptor, depth)) = open.pop() {
-            if media_type::is_index(&descriptor.media_type) {
-                if depth >= 2 {
-                    return Err(self.invalid("its indexes are nested deeper than two levels"));
-                }
-                let inner: Index = self.json(engine, &blob_path(&descriptor))?;
-                open.extend(inner.manifests.into_iter().map(|m| (m, depth + 1)).rev());
-                continue;
+        // The same image may stand there once for each of its names.
+        let mut entries: Vec<(Descriptor, Vec<Reference>)> = Vec::new();
+        for entry in index.manifests {
+            let names = names_of(&entry);
+            match entries.iter_mut().find(|(known, _)| known.digest == entry.digest) {
+                Some((_, known)) => known.extend(names),
+                None => entries.push((entry, names)),
             }
-            if !media_type::is_manifest(&descriptor.media_type) || is_attestation(&descriptor) {
-                continue;
-            }
-            let names = names_of(&descriptor);
-            let entry = images.entry(descriptor.digest).or_insert_with(|| {
-                order.push(descriptor.digest);
-                (descriptor, Vec::new())
-            });
-            entry.1.extend(names);
         }
         let mut loaded = Vec::new();
-        for digest in order {
-            let Some((descriptor, names)) = images.remove(&digest) else { continue };
-            let stored = self.find(&blob_path(&descriptor))?;
-            if stored.digest != descriptor.digest {
-                return Err(self.invalid(format!("the manifest `{}` has another digest", descriptor.digest)));
+        for (entry, names) in entries {
+            if media_type::is_index(&entry.media_type) {
+                loaded.extend(self.index(engine, &entry, names)?);
+            } else if media_type::is_manifest(&entry.media_type) && !stored::is_attached(&entry) {
+                let record = self.image(engine, &entry)?;
+                loaded.push(keep(engine, record, names)?);
             }
-            let bytes = engine.store.blobs().read(&stored.digest, MAX_DOCUMENT)?;
-            let manifest = Raw::<Manifest>::parse(bytes).map_err(|e| self.invalid(format!("a manifest can't be read: {e}")))?;
-            for blob in manifest.value().layers.iter().chain([&manifest.value().config]) {
-                if self.find(&blob_path(blob))?.digest != blob.digest {
-                    return Err(self.invalid(format!("the blob `{}` has another digest", blob.digest)));
-                }
-            }
-            let config = read_config(engine, &manifest.value().config.digest)?;
-            loaded.push(self.keep(engine, &config, &manifest, names)?);
         }
         Ok(loaded)
     }
 
-    fn keep(
-        &self,
-        engine: &Engine,
-        config: &Raw<ImageConfig>,
-        manifest: &Raw<Manifest>,
-        names: Vec<Reference>,
-    ) -> Result<Loaded, Error> {
-        add_layers(engine, manifest.value(), config.value(), None)?;
-        engine.store.blobs().put_bytes(manifest.bytes())?;
-        let descriptor =
-            Descriptor::of(manifest.value().media_type.as_deref().unwrap_or(media_type::OCI_MANIFEST), manifest.bytes());
-        let image_id = config.digest();
-        let top = crate::bases::chain_id(config.value()).map(kiln_store::LayerId::of_chain);
-        let mut record = ImageRecord {
-            name: None,
-            config: image_id,
-            layers: top.into_iter().collect(),
-            manifest: Some(descriptor),
-            blobs: manifest.value().layers.iter().map(|layer| layer.digest).collect(),
-            created: config.value().created.clone(),
-            platform: Some(config.value().platform()),
+    /// The images behind an index. If the archive has all that it joins it stays one image; else its names go to the one that
+    /// serves this machine best.
+    fn index(&self, engine: &Engine, entry: &Descriptor, names: Vec<Reference>) -> Result<Vec<Loaded>, Error> {
+        let stored = self.proved(entry)?;
+        let bytes = engine.store.blobs().read(&stored.digest, MAX_DOCUMENT)?;
+        let index = Raw::<Index>::parse(bytes).map_err(|e| self.invalid(format!("an index can't be read: {e}")))?;
+        let (mut images, mut attached, mut complete) = (Vec::new(), Vec::new(), true);
+        for inner in &index.value().manifests {
+            if media_type::is_index(&inner.media_type) {
+                return Err(self.invalid("it has an index in an index"));
+            } else if !media_type::is_manifest(&inner.media_type) || !self.files.contains_key(&blob_path(inner)) {
+                complete = false;
+            } else if stored::is_attached(inner) {
+                attached.extend(self.attached(engine, inner)?);
+            } else {
+                let record = self.image(engine, inner)?;
+                let platform = inner.platform.clone().or(record.platform.clone()).unwrap_or_else(Platform::host);
+                images.push((platform, record));
+            }
+        }
+        let host = Platform::host();
+        let best = (0..images.len()).max_by_key(|at| (images[*at].0.serves(&host), std::cmp::Reverse(*at)));
+        let Some(best) = best else { return Ok(Vec::new()) };
+        if !complete {
+            let mut loaded = Vec::new();
+            for (at, (_, record)) in images.into_iter().enumerate() {
+                loaded.push(keep(engine, record, if at == best { names.clone() } else { Vec::new() })?);
+            }
+            return Ok(loaded);
+        }
+        let platforms = images.iter().filter_map(|(platform, record)| {
+            let (config, layers, manifest) = (record.config, record.layers.clone(), record.manifest.clone()?);
+            Some(PlatformImage { platform: platform.clone(), config, layers, manifest })
+        });
+        let mut whole = ImageRecord {
+            index: Some(Descriptor { platform: None, annotations: BTreeMap::new(), ..entry.clone() }),
+            platforms: platforms.collect(),
+            ..images[best].1.clone()
         };
-        if names.is_empty() {
-            engine.store.images().set(&record)?;
-        }
-        for name in &names {
-            record.name = Some(name.clone());
-            engine.store.images().set(&record)?;
-        }
-        Ok(Loaded { names, image_id })
+        whole.blobs = images.iter().flat_map(|(_, record)| record.blobs.iter().copied()).chain(attached).collect();
+        Ok(vec![keep(engine, whole, names)?])
     }
+
+    /// The record of one image, without a name.
+    fn image(&self, engine: &Engine, entry: &Descriptor) -> Result<ImageRecord, Error> {
+        let stored = self.proved(entry)?;
+        let bytes = engine.store.blobs().read(&stored.digest, MAX_DOCUMENT)?;
+        let manifest = Raw::<Manifest>::parse(bytes).map_err(|e| self.invalid(format!("a manifest can't be read: {e}")))?;
+        for blob in manifest.value().layers.iter().chain([&manifest.value().config]) {
+            self.proved(blob)?;
+        }
+        let config = read_config(engine, &manifest.value().config.digest)?;
+        let mut record = record(engine, &config, &manifest)?;
+        // As the index has it: with its platform.
+        record.manifest = record.manifest.map(|found| Descriptor { platform: entry.platform.clone(), ..found });
+        Ok(record)
+    }
+
+    /// The blobs of what is said about an image.
+    fn attached(&self, engine: &Engine, entry: &Descriptor) -> Result<Vec<Digest>, Error> {
+        let stored = self.proved(entry)?;
+        let bytes = engine.store.blobs().read(&stored.digest, MAX_DOCUMENT)?;
+        let manifest: Manifest =
+            serde_json::from_slice(&bytes).map_err(|e| self.invalid(format!("a manifest can't be read: {e}")))?;
+        let mut blobs = vec![entry.digest];
+        for blob in manifest.layers.iter().chain([&manifest.config]) {
+            blobs.push(self.proved(blob)?.digest);
+        }
+        Ok(blobs)
+    }
+
+    /// A blob that has the digest that its descriptor says.
+    fn proved(&self, blob: &Descriptor) -> Result<&Stored, Error> {
+        let stored = self.find(&blob_path(blob))?;
+        match stored.digest == blob.digest {
+            true => Ok(stored),
+            false => Err(self.invalid(format!("the blob `{}` has another digest", blob.digest))),
+        }
+    }
+}
+
+/// The record of an image whose blobs are in the store.
+fn record(engine: &Engine, config: &Raw<ImageConfig>, manifest: &Raw<Manifest>) -> Result<ImageRecord, Error> {
+    add_layers(engine, manifest.value(), config.value(), None)?;
+    engine.store.blobs().put_bytes(manifest.bytes())?;
+    let media_type = manifest.value().media_type.as_deref().unwrap_or(media_type::OCI_MANIFEST);
+    let top = crate::bases::chain_id(config.value()).map(kiln_store::LayerId::of_chain);
+    Ok(ImageRecord {
+        name: None,
+        config: config.digest(),
+        layers: top.into_iter().collect(),
+        manifest: Some(Descriptor::of(media_type, manifest.bytes())),
+        blobs: manifest.value().layers.iter().map(|layer| layer.digest).collect(),
+        created: config.value().created.clone(),
+        platform: Some(config.value().platform()),
+        index: None,
+        platforms: Vec::new(),
+    })
+}
+
+fn keep(engine: &Engine, mut record: ImageRecord, names: Vec<Reference>) -> Result<Loaded, Error> {
+    let image_id = record.config;
+    if names.is_empty() {
+        engine.store.images().set(&record)?;
+    }
+    for name in &names {
+        record.name = Some(name.clone());
+        engine.store.images().set(&record)?;
+    }
+    Ok(Loaded { names, image_id })
 }
 
 fn blob_path(descriptor: &Descriptor) -> String {
     format!("blobs/sha256/{}", descriptor.digest.hex())
-}
-
-fn is_attestation(descriptor: &Descriptor) -> bool {
-    descriptor.annotations.get("vnd.docker.reference.type").is_some_and(|t| t == "attestation-manifest")
 }
 
 /// The full name that containerd and BuildKit write; a bare tag is no name.

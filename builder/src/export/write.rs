@@ -1,23 +1,24 @@
 //! Hides in which order the outputs of a build are written, and that equal images are assembled once.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::Digest;
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
-use kiln_registry_client::Repository;
+use kiln_registry_client::{Client, ManifestName, Repository, Rule};
 use kiln_store::LayerRecord;
 
 use crate::engine::Engine;
-use crate::error::Error;
+use crate::error::{Error, ImageError};
 use crate::event::Task;
 use crate::export::archive::{self, Member};
 use crate::export::assemble::{Assembled, Built, assemble, keep, unpacked};
 use crate::export::daemon::{self, Reached};
 use crate::export::pack::Ready;
-use crate::request::{ArchiveFormat, BuildRequest, ImageOptions, Output};
-use crate::transfer::{self, PackedImage};
+use crate::request::{ArchiveFormat, BuildRequest, ImageOptions, Name, Output};
+use crate::transfer::{Ahead, push_image, push_layer};
 
 /// What the outputs gave.
 #[derive(Debug, Default)]
@@ -30,87 +31,122 @@ pub(crate) struct Written {
     pub(crate) names: Vec<String>,
 }
 
-/// Writes every output.
+/// Writes every output, in the order given.
 pub(crate) fn write(engine: &Engine, request: &BuildRequest, built: &[Built]) -> Result<Written, Error> {
-    let mut writer = Writer { engine, built, assembled: Vec::new(), written: Written::default() };
+    let mut writer = Writer { engine, request, built, assembled: Vec::new(), written: Written::default() };
     if request.outputs.is_empty() {
-        let task = engine.events.start("exporting to image");
-        let kept = writer.keep_unpacked(&request.tags, &task);
-        task.end_with(kept)?;
+        let names = request.tags.iter().map(|tag| Name { reference: tag.clone(), tagged: true }).collect();
+        let options = ImageOptions { names, ..ImageOptions::default() };
+        writer.output(&Output::Image { push: false, store: true, options })?;
     }
     for output in &request.outputs {
-        let Some(options) = output.options() else { continue };
-        let task = engine.events.start(match output {
-            Output::Archive { format: ArchiveFormat::Oci, .. } => "exporting to oci image format",
-            Output::Archive { format: ArchiveFormat::Docker, .. } | Output::Daemon { .. } => "exporting to docker image format",
-            _ => "exporting to image",
-        });
-        let daemon = match output {
-            Output::Daemon { daemons, .. } => daemon::find(engine, daemons)?,
-            _ => None,
-        };
-        let done = writer.image(request, output, options, daemon.is_some(), &task);
-        task.end_with(done)?;
-        if let Some(daemon) = daemon {
-            writer.hand_over(&daemon, options)?;
-        }
-        if let Output::Image { push: true, .. } = output {
-            writer.push(options)?;
-        }
+        writer.output(output)?;
     }
     Ok(writer.written)
 }
 
 struct Writer<'a> {
     engine: &'a Engine,
+    request: &'a BuildRequest,
     built: &'a [Built],
     assembled: Vec<(ImageOptions, Rc<Assembled>)>,
     written: Written,
 }
 
 impl Writer<'_> {
-    fn image(
+    fn output(&mut self, output: &Output) -> Result<(), Error> {
+        let Some(options) = output.options() else { return Ok(()) };
+        let task = self.engine.events.start(match output {
+            Output::Archive { format: ArchiveFormat::Oci, .. } => "exporting to oci image format",
+            Output::Archive { format: ArchiveFormat::Docker, .. } | Output::Daemon { .. } => "exporting to docker image format",
+            _ => "exporting to image",
+        });
+        let daemon = match output {
+            Output::Daemon { daemons, .. } => daemon::find(self.engine, daemons)?,
+            _ => None,
+        };
+        let ahead = Ahead::default();
+        let image = self.export(output, options, daemon.is_some(), &ahead, &task);
+        let image = task.end_with(image)?;
+        match (output, daemon, image) {
+            (Output::Image { push: true, .. }, _, Some(image)) => self.push(options, &image, &ahead),
+            (_, Some(daemon), Some(image)) => self.hand_over(&daemon, options, &image),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes an image to where it stays on this machine. Without documents, if nobody needs any. What is to be pushed goes ahead,
+    /// layer by layer.
+    fn export(
         &mut self,
-        request: &BuildRequest,
         output: &Output,
         options: &ImageOptions,
         leaves: bool,
+        ahead: &Ahead,
         task: &Task,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<Rc<Assembled>>, Error> {
         let names: Vec<Reference> = options.names.iter().map(|name| name.reference.clone()).collect();
         let is_lazy = !leaves && matches!(output, Output::Image { push: false, .. } | Output::Daemon { .. });
-        if is_lazy && options.wants_nothing() && request.outputs.len() == 1 {
-            return self.keep_unpacked(&names, task);
+        if let [built] = self.built
+            && is_lazy
+            && options.wants_nothing()
+            && self.request.outputs.len() <= 1
+        {
+            let record = unpacked(self.engine, built, task)?;
+            self.written.config = Some(record.config);
+            self.written.names = names.iter().map(ToString::to_string).collect();
+            keep(self.engine, record, &names, task)?;
+            return Ok(None);
         }
         let engine = self.engine;
-        let ahead = |layer: &LayerRecord, blob: &Descriptor| {
-            // Each name may be in a repository of its own; the push itself finds what is there already.
-            options
-                .names
-                .iter()
-                .try_for_each(|name| transfer::push_layer(engine, &Repository::from(&name.reference), layer, blob, task))
+        let send = |layer: &LayerRecord, blob: &Descriptor| {
+            // Each name may be in a repository of its own.
+            options.names.iter().try_for_each(|name| {
+                let repository = Repository::from(&name.reference);
+                let client = client(engine, &name.reference, options.insecure)?;
+                push_layer(engine, &client, &repository, layer, blob, task)?;
+                ahead.note(&repository, blob);
+                Ok(())
+            })
         };
-        let ready: Option<Ready<'_>> = if matches!(output, Output::Image { push: true, .. }) { Some(&ahead) } else { None };
+        let ready: Option<Ready<'_>> = if matches!(output, Output::Image { push: true, .. }) { Some(&send) } else { None };
         let image = self.assembled(options, task, ready)?;
+        let digest = image.descriptor.digest;
+        let names = match (&options.dangling_prefix, names.is_empty()) {
+            (Some(prefix), true) => vec![dangling(prefix, digest)?],
+            _ => names,
+        };
         if let Output::Archive { format, dest, .. } = output {
-            let members: Vec<Member<'_>> = image.images.iter().map(|image| Member { names: names.clone(), image }).collect();
+            let members = [Member { names: names.clone(), image: &image }];
             archive::write(self.engine, &members, *format, dest, task)?;
         }
-        let others_store = request.outputs.iter().any(|output| matches!(output, Output::Image { store: true, .. }));
-        let stores = match output {
-            Output::Image { store, .. } => *store,
-            _ => !others_store,
-        };
-        if stores && let Some(record) = image.record() {
-            keep(self.engine, record, &names, task)?;
+        if self.stores(output)
+            && let Some(record) = image.record()
+        {
+            let canonical = names.iter().filter(|_| options.name_canonical).map(|name| name.pinned(digest));
+            let all: Vec<Reference> = names.iter().cloned().chain(canonical).collect();
+            keep(self.engine, record, &all, task)?;
         }
-        self.written.config = match image.images.as_slice() {
-            [only] if image.index.is_none() => Some(only.config.digest()),
-            _ => None,
-        };
+        self.written.config = image.config();
         self.written.descriptor = Some(image.descriptor.clone());
-        self.written.names = names.iter().map(ToString::to_string).collect();
-        Ok(())
+        // As they were typed: who pushes by digest goes on with the repository's name.
+        let shown = |name: &Name| {
+            if name.tagged || !options.push_by_digest { name.reference.to_string() } else { name.reference.repository() }
+        };
+        self.written.names = match options.names.is_empty() {
+            true => names.iter().map(ToString::to_string).collect(),
+            false => options.names.iter().map(shown).collect(),
+        };
+        Ok(Some(image))
+    }
+
+    /// Whether the store keeps what this output writes. It keeps every image unless an output says which.
+    fn stores(&self, output: &Output) -> bool {
+        let says = |output: &Output| matches!(output, Output::Image { .. });
+        match output {
+            Output::Image { store, .. } => *store,
+            _ => !self.request.outputs.iter().any(says),
+        }
     }
 
     /// The image with these options, made at most once.
@@ -123,37 +159,49 @@ impl Writer<'_> {
         Ok(made)
     }
 
-    /// Names the image in the store without a manifest: nobody needs one yet.
-    fn keep_unpacked(&mut self, names: &[Reference], task: &Task) -> Result<(), Error> {
-        for built in self.built {
-            let record = unpacked(self.engine, built, task)?;
-            self.written.config = Some(record.config);
-            keep(self.engine, record, names, task)?;
-        }
-        self.written.names = names.iter().map(ToString::to_string).collect();
-        Ok(())
-    }
-
     /// Gives a daemon the image, or the one for this machine where there are several.
-    fn hand_over(&mut self, daemon: &Reached, options: &ImageOptions) -> Result<(), Error> {
-        let Some((_, image)) = self.assembled.iter().find(|(other, _)| other.same_image(options)) else { return Ok(()) };
-        let platform = |image: &PackedImage| image.config.value().platform();
-        let own = image.images.iter().max_by_key(|image| platform(image).serves(&Platform::host()));
+    fn hand_over(&self, daemon: &Reached, options: &ImageOptions, image: &Assembled) -> Result<(), Error> {
+        let own = image.images.iter().max_by_key(|image| image.platform().serves(&Platform::host()));
         let Some(own) = own else { return Ok(()) };
         if image.images.len() > 1 {
             let text = "an image of several platforms stays in kiln's store, and the daemon gets that for";
-            self.engine.events.warn(format!("{text} {}", platform(own)));
+            self.engine.events.warn(format!("{text} {}", own.platform()));
         }
         let names: Vec<Reference> = options.names.iter().map(|name| name.reference.clone()).collect();
         daemon.hand_over(self.engine, own, &names)
     }
 
-    fn push(&mut self, options: &ImageOptions) -> Result<(), Error> {
+    fn push(&self, options: &ImageOptions, image: &Assembled, ahead: &Ahead) -> Result<(), Error> {
         for name in &options.names {
-            let task = self.engine.events.start(format!("pushing {}", name.reference));
-            let pushed = transfer::push_in(self.engine, &name.reference, &task);
-            self.written.descriptor = Some(task.end_with(pushed)?);
+            let reference = &name.reference;
+            let task = self.engine.events.start(match options.push_by_digest {
+                true => format!("pushing {}", reference.repository()),
+                false => format!("pushing {reference}"),
+            });
+            let place = match reference.tag().filter(|_| !options.push_by_digest) {
+                Some(tag) => ManifestName::Tag(tag),
+                None => ManifestName::Digest,
+            };
+            let repository = Repository::from(reference);
+            let pushed = client(self.engine, reference, options.insecure)
+                .and_then(|client| push_image(self.engine, &client, image, (&repository, place), ahead, &task));
+            task.end_with(pushed)?;
         }
         Ok(())
     }
+}
+
+/// The client for a registry, which may be one that takes any certificate or none (`registry.insecure`).
+fn client(engine: &Engine, reference: &Reference, insecure: bool) -> Result<Arc<Client>, Error> {
+    if !insecure {
+        return Ok(Arc::clone(&engine.registry));
+    }
+    let mut options = engine.registry.options().clone();
+    options.rules.push(Rule { prefix: reference.repository(), insecure: true, ..Rule::default() });
+    Ok(Arc::new(Client::new(options)?))
+}
+
+fn dangling(prefix: &str, digest: Digest) -> Result<Reference, Error> {
+    let name = Reference::parse(&format!("{prefix}@{digest}"));
+    name.map_err(|error| Error::Image(ImageError::Invalid { name: prefix.to_owned(), reason: error.to_string() }))
 }

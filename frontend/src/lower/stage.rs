@@ -15,7 +15,7 @@ use kiln_oci::reference::Reference;
 
 use super::outline::{Captured, KnownArg, OutlineArg};
 use super::plan::{Base, Command, Node, Plan, build_arg};
-use super::text::{list, quote_health, quote_list, step_name, upper_first_word};
+use super::text::{list, platform_label, quote_health, quote_list, step_name, upper_first_word};
 use super::{Bases, LowerOptions, ports, validate};
 use crate::diagnostic::{Diagnostic, suggestion};
 use crate::expand::{Env, Expansion, Lexer, split_pair};
@@ -116,7 +116,10 @@ impl Lowering<'_> {
             Base::Image(_) => Stage::empty(&node.platform),
         };
         stage.captured = Captured::new(&node.used);
-        stage.label.clone_from(&node.label);
+        stage.label = match self.options.platform_names {
+            true => platform_label(&stage.platform, &self.options.target_platform, &node.label),
+            false => node.label.clone(),
+        };
         stage.no_cache = no_cache;
         stage.total = node.total;
         stage.index = 0;

@@ -1,6 +1,7 @@
 //! Hides how Go prints values (`%v`, `%q`), for the history of an image is full of it.
 
 use kiln_oci::config::Healthcheck;
+use kiln_oci::platform::Platform;
 
 use crate::expand::Env;
 use crate::instruction::format_duration;
@@ -93,6 +94,21 @@ pub(super) fn step_name(stage: &str, index: usize, total: usize, on_build: bool,
     format!("[{stage}{space}{index:width$}/{total}] {trigger}{text}")
 }
 
+/// What stands before a step's number where several platforms are built: `linux/arm64 build`, or `linux/amd64->arm64 build` for a
+/// stage that runs on one platform on behalf of another.
+pub(super) fn platform_label(platform: &Platform, target: &Platform, stage: &str) -> String {
+    let arrow = match (platform.os == target.os, platform.architecture == target.architecture) {
+        (true, true) if platform.variant == target.variant => String::new(),
+        (true, true) => format!("->{}", target.variant.as_deref().unwrap_or_default()),
+        (true, false) => match &target.variant {
+            Some(variant) => format!("->{}/{variant}", target.architecture),
+            None => format!("->{}", target.architecture),
+        },
+        (false, _) => format!("->{target}"),
+    };
+    format!("{platform}{arrow} {stage}").trim_end().to_owned()
+}
+
 /// The text with its first word in upper case.
 pub(super) fn upper_first_word(text: &str) -> String {
     match text.split_once(' ') {
@@ -127,6 +143,17 @@ mod tests {
         assert_eq!(step_name("", 2, 5, false, "RUN x"), "[2/5] RUN x");
         assert_eq!(step_name("stage-1", 2, 12, true, "RUN x"), "[stage-1  2/12] ONBUILD RUN x");
         assert_eq!(step_name("x", 0, 0, false, "FROM x"), "FROM x");
+        let p = |text| Platform::parse(text).unwrap();
+        for (platform, target, stage, want) in [
+            ("linux/arm64", "linux/arm64", "", "linux/arm64"),
+            ("linux/arm64", "linux/arm64", "build", "linux/arm64 build"),
+            ("linux/amd64", "linux/arm64", "build", "linux/amd64->arm64 build"),
+            ("linux/amd64", "linux/arm/v6", "", "linux/amd64->arm/v6"),
+            ("linux/arm/v7", "linux/arm/v6", "", "linux/arm/v7->v6"),
+            ("linux/amd64", "windows/amd64", "", "linux/amd64->windows/amd64"),
+        ] {
+            assert_eq!(platform_label(&p(platform), &p(target), stage), want);
+        }
         assert_eq!(upper_first_word("copy a b"), "COPY a b");
     }
 }

@@ -35,6 +35,18 @@ pub fn is_manifest(media_type: &str) -> bool {
     matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST)
 }
 
+/// What a layer that may not be distributed is called when it may (OCI image specification, "Non-Distributable Layers").
+pub fn layer_to_distributable(media_type: &str) -> &str {
+    match media_type {
+        DOCKER_FOREIGN_LAYER_GZIP => DOCKER_LAYER_GZIP,
+        "application/vnd.docker.image.rootfs.foreign.diff.tar" => DOCKER_LAYER,
+        "application/vnd.oci.image.layer.nondistributable.v1.tar" => OCI_LAYER,
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip" => OCI_LAYER_GZIP,
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd" => OCI_LAYER_ZSTD,
+        other => other,
+    }
+}
+
 /// The OCI spelling of a layer's media type, when there is one.
 pub fn layer_to_oci(media_type: &str) -> &str {
     match media_type {

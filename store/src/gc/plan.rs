@@ -49,7 +49,7 @@ impl Needs {
         let mut needs = Self::default();
         let mut seen = HashSet::new();
         for image in scan.images.iter().filter(|image| image.record.name.is_some()) {
-            let (layers, blobs) = closure(scan, image.record.layers.iter(), image.blobs());
+            let (layers, blobs) = closure(scan, image.record.needed_layers(), image.blobs());
             // Two names of one image share nothing with one another; but their records may know different blobs.
             let first = seen.insert(image.record.config);
             for layer in layers {
@@ -157,7 +157,7 @@ impl Ledger<'_> {
                 self.plan.freed += image.weight.size;
                 self.plan.images.push(*index);
                 self.release(None, image.blobs());
-                for layer in image.record.layers.iter().rev() {
+                for layer in image.record.needed_layers().rev() {
                     self.release(Some(layer), None);
                 }
             }
@@ -184,7 +184,7 @@ pub(super) fn plan(scan: &Scan, options: &PruneOptions) -> Plan {
     let mut ledger = Ledger { scan, layers: HashMap::new(), blobs: HashMap::new(), plan: Plan::default() };
     for image in &scan.images {
         ledger.retain(None, image.blobs());
-        for layer in &image.record.layers {
+        for layer in image.record.needed_layers() {
             ledger.retain(Some(layer), None);
         }
     }

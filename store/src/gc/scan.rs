@@ -35,8 +35,7 @@ pub(super) struct ImageNode {
 
 impl ImageNode {
     pub(super) fn blobs(&self) -> impl Iterator<Item = Digest> {
-        let ImageRecord { config, manifest, blobs, .. } = &self.record;
-        [*config].into_iter().chain(manifest.iter().map(|m| m.digest)).chain(blobs.iter().copied())
+        self.record.needed_blobs()
     }
 }
 
