@@ -105,6 +105,21 @@ struct Plan<'a> {
 
 /// Builds what `request` says, to the end: named in the store, written to files, pushed.
 pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Error> {
+    let written = build_with(engine, request, |built| write::write(engine, request, built))?;
+    Ok(BuildOutcome {
+        sandbox: engine.mode().name().to_owned(),
+        config: written.config,
+        descriptor: written.descriptor,
+        names: written.names,
+    })
+}
+
+/// Solves what `request` says and hands the result to `finish`, while the contexts are still there.
+pub(crate) fn build_with<T>(
+    engine: &Engine,
+    request: &BuildRequest,
+    finish: impl FnOnce(&[Built]) -> Result<T, Error>,
+) -> Result<T, Error> {
     if *engine.mode() != kiln_runner::Mode::Root {
         engine.events.start(format!("[internal] sandbox: {}", engine.mode())).done();
     }
@@ -147,14 +162,9 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
         engine.events.warn(format!("what the context's files say could not be remembered: {cause}"));
     }
     engine.check()?;
-    let written = write::write(engine, request, &built)?;
+    let finished = finish(&built)?;
     settle_pins(engine, &request.pins)?;
-    Ok(BuildOutcome {
-        sandbox: engine.mode().name().to_owned(),
-        config: written.config,
-        descriptor: written.descriptor,
-        names: written.names,
-    })
+    Ok(finished)
 }
 
 impl Plan<'_> {

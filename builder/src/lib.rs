@@ -19,6 +19,7 @@ pub mod image;
 pub mod launch;
 pub mod ops;
 pub mod pins;
+pub mod rebuild;
 pub mod remote_cache;
 pub mod request;
 pub mod schedule;

@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Build(Box<BuildArgs>),
     /// Run a command in an image; what it changes is thrown away
     Run(Box<RunArgs>),
+    /// Build once more and compare with an image: the first path that differs is named, and the exit code is 1
+    Verify(Box<VerifyArgs>),
     /// Upload an image to a registry
     Push(PushArgs),
     /// Download an image from a registry
@@ -200,6 +202,25 @@ pub(crate) struct BuildArgs {
     pub(crate) ignored: IgnoredBuildArgs,
     #[command(flatten)]
     pub(crate) attest: AttestArgs,
+}
+
+/// `kiln verify`.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The image, by name or ID; one that the store doesn't have is fetched from its registry
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+    /// Pass over the times of files, of the image and of its history
+    #[arg(long)]
+    pub(crate) ignore_timestamps: bool,
+    /// Take steps from the cache, where `kiln verify` would run each of them
+    #[arg(long)]
+    pub(crate) use_cache: bool,
+    /// Format output: text or json
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+    #[command(flatten)]
+    pub(crate) build: BuildArgs,
 }
 
 /// What names stand for.

@@ -88,7 +88,12 @@ fn prepare(session: &Session, args: &BuildArgs) -> Result<(Mode, BuildRequest), 
 }
 
 /// What the flags mean.
-fn request(args: &BuildArgs, environment: &Environment, stdin: &mut dyn Read, now: SystemTime) -> Result<BuildRequest, Failure> {
+pub(super) fn request(
+    args: &BuildArgs,
+    environment: &Environment,
+    stdin: &mut dyn Read,
+    now: SystemTime,
+) -> Result<BuildRequest, Failure> {
     if args.no_cache && !args.no_cache_filter.is_empty() {
         return Err(Failure::usage_hint(
             "--no-cache and --no-cache-filter cannot currently be used together",

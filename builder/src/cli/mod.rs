@@ -32,6 +32,7 @@ mod session;
 mod settings;
 mod space;
 mod template;
+mod verify;
 
 use std::ffi::OsString;
 
@@ -72,6 +73,7 @@ fn execute(session: &Session, command: &Command) -> Result<Exit, Failure> {
     match command {
         Command::Build(args) => return Ok(build::run(session, args)),
         Command::Run(args) => return Ok(run::run(session, args)),
+        Command::Verify(args) => return Ok(verify::run(session, args)),
         Command::Push(args) => return registry::push(session, args),
         Command::Pull(args) => return registry::pull(session, args),
         Command::Save(args) => return archive::save(session, args),

@@ -25,6 +25,7 @@ mod on_failure;
 mod ordinary;
 mod platform;
 mod progress;
+mod rebuild;
 mod registry;
 mod rootless;
 mod run;
