@@ -330,6 +330,7 @@ pub(crate) fn add_layers(
             chain_id,
             blob: blob.clone(),
             sources: repository.map(str::to_owned).into_iter().collect(),
+            created: None,
         };
         parent = Some(engine.store.layers().add_base(parent.as_ref(), &base)?);
     }

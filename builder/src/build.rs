@@ -23,13 +23,15 @@ use crate::engine::Engine;
 use crate::error::{Error, StepError};
 use crate::export::assemble::Built;
 use crate::export::daemon;
+use crate::export::form::Form;
 use crate::export::layout::{self, Layouts};
 use crate::export::verify::verify_layers;
 use crate::export::write;
 use crate::ops::http;
 use crate::pins::{Pins, few};
-use crate::request::{BuildRequest, ContextSource, DockerfileSource, NamedSource};
-use crate::solve::{Contexts, LazyContext, Work, solve};
+use crate::remote_cache::session::{Inline, SharedCaches};
+use crate::request::{BuildRequest, ContextSource, DockerfileSource, NamedSource, Output};
+use crate::solve::{Contexts, LazyContext, Solution, Work, solve};
 
 /// The build argument that keeps `.git` in a context that is a repository (Docker, "Keep git directory").
 const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
@@ -101,9 +103,10 @@ struct Plan<'a> {
     failed: AtomicBool,
     /// The warnings that were shown.
     told: Mutex<BTreeSet<String>>,
+    shared: &'a SharedCaches,
 }
 
-/// Builds what `request` says, to the end: named in the store, written to files, pushed.
+/// Builds what `request` says, to the end: named in the store, written to files, pushed; and told to others.
 pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Error> {
     let written = build_with(engine, request, |built| write::write(engine, request, built))?;
     Ok(BuildOutcome {
@@ -114,11 +117,35 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
     })
 }
 
-/// Solves what `request` says and hands the result to `finish`, while the contexts are still there.
+/// Solves what `request` says and hands the result to `finish`, while the contexts are still there; then tells others.
 pub(crate) fn build_with<T>(
     engine: &Engine,
     request: &BuildRequest,
-    finish: impl FnOnce(&[Built]) -> Result<T, Error>,
+    finish: impl Fn(&[Built]) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let form = request.outputs.iter().find_map(Output::options).map_or(Form::DEFAULT, |options| options.compression.into());
+    let shared = SharedCaches::open(engine, &request.caches, form)?;
+    let outcome = std::thread::scope(|scope| {
+        let _closing = shared.start(scope, engine);
+        let outcome = loop {
+            match attempt(engine, request, &shared, &finish) {
+                // The steps of which a cache promised the results are done here after all.
+                Err(error @ Error::CachedLayerLost { .. }) if shared.lose(engine, &error) => {}
+                outcome => break outcome,
+            }
+        };
+        shared.finish_layers(engine, outcome.is_ok())?;
+        outcome
+    })?;
+    shared.finish(engine)?;
+    Ok(outcome)
+}
+
+fn attempt<T>(
+    engine: &Engine,
+    request: &BuildRequest,
+    shared: &SharedCaches,
+    finish: impl Fn(&[Built]) -> Result<T, Error>,
 ) -> Result<T, Error> {
     if *engine.mode() != kiln_runner::Mode::Root {
         engine.events.start(format!("[internal] sandbox: {}", engine.mode())).done();
@@ -156,6 +183,7 @@ pub(crate) fn build_with<T>(
         witness: Witness { request, source: &source, main: main.material.clone(), began },
         failed: AtomicBool::new(false),
         told: Mutex::default(),
+        shared,
     };
     let built = plan.build_all()?;
     for cause in contexts.opened().filter_map(|context| context.save_memo().err()) {
@@ -234,6 +262,7 @@ impl Plan<'_> {
             pins: &request.pins,
             materials: &materials,
             caching: &request.caching,
+            shared: self.shared,
             shm_size: request.shm_size,
             limits: &request.limits,
             group: &request.group,
@@ -243,9 +272,12 @@ impl Plan<'_> {
             clock,
             elsewhere: &self.failed,
         };
-        let solved = match build.target {
-            Some(target) => solve(&work, &[target])?.into_iter().next(),
-            None => None,
+        let (solved, told) = match build.target {
+            Some(target) => {
+                let Solution { solved, told } = solve(&work, &[target])?;
+                (solved.into_iter().next(), told)
+            }
+            None => (None, Vec::new()),
         };
         let layers = match solved.and_then(|solved| solved.layer) {
             Some(top) => engine.store.layers().chain(&top)?,
@@ -280,6 +312,7 @@ impl Plan<'_> {
             epoch: build.epoch,
             facts,
             packages: packages.transpose()?,
+            inline: request.caches.inline().map(|target| Inline { told, sign: target.sign.clone() }),
         })
     }
 }

@@ -115,6 +115,15 @@ pub enum Error {
     /// The place of a shared cache can't be used.
     #[error(transparent)]
     CachePlace(#[from] BackendError),
+    /// A shared cache has no more, or never had, the layer of a step that it told of; the step can be done again.
+    #[error("the layer {layer} of a shared cache can't be had")]
+    CachedLayerLost {
+        /// The layer.
+        layer: kiln_store::LayerId,
+        /// Why.
+        #[source]
+        cause: Box<Error>,
+    },
     /// The store can't be used.
     #[error(transparent)]
     Store(#[from] kiln_store::Error),
@@ -349,9 +358,12 @@ impl Error {
             Error::Step { cause, .. } | Error::Unplaced(cause) => cause.kind(),
             // It is not a registry's fault that the store has no such image.
             Error::Image(ImageError::NotFound { .. }) => Kind::Build,
-            Error::Registry(_) | Error::Image(_) | Error::Daemon(_) | Error::NamedDaemon { .. } | Error::CachePlace(_) => {
-                Kind::Registry
-            }
+            Error::Registry(_)
+            | Error::Image(_)
+            | Error::Daemon(_)
+            | Error::NamedDaemon { .. }
+            | Error::CachePlace(_)
+            | Error::CachedLayerLost { .. } => Kind::Registry,
             Error::Store(_) => Kind::Store,
             Error::Interrupted => Kind::Interrupted,
             Error::System { .. } | Error::Host(_) => Kind::Host,

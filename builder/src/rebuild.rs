@@ -26,7 +26,7 @@ use crate::error::{Error, ImageError};
 use crate::event::Task;
 use crate::export::assemble::{self, Built};
 use crate::ops::source::fetch_layer;
-use crate::request::BuildRequest;
+use crate::request::{BuildRequest, CacheRequest};
 
 /// Which image is to be verified, and how strictly.
 #[derive(Debug, Clone)]
@@ -105,7 +105,13 @@ pub fn verify(engine: &Engine, request: &BuildRequest, claim: &Claim) -> Result<
     let found = find(engine, &claim.image, &platform, &task);
     let claimed = task.end_with(found)?;
     let created = claimed.config.value().created.as_deref().and_then(|text| humantime::parse_rfc3339_weak(text).ok());
-    let request = BuildRequest { clock: created.unwrap_or(request.clock), platforms: vec![platform], ..request.clone() };
+    let request = BuildRequest {
+        clock: created.unwrap_or(request.clock),
+        platforms: vec![platform],
+        // What others say proves nothing, and they need not hear of it.
+        caches: CacheRequest::default(),
+        ..request.clone()
+    };
     build_with(engine, &request, |built| {
         let [built] = built else { return Ok(Verdict::default()) };
         let task = engine.events.start(format!("comparing with {}", claim.image));

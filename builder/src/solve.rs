@@ -33,7 +33,11 @@ use crate::ops::file::SourceTree;
 use crate::ops::git::{self, GitEnvironment, Origin};
 use crate::ops::{Fetched, exec, file, http, source};
 use crate::pins::Pins;
+use crate::remote_cache::import::step_record;
+use crate::remote_cache::session::{SharedCaches, ToldStep};
 use crate::request::Caching;
+
+mod told;
 
 /// Steps that run at once at the most. More would only wait for the disk and the processors.
 const WORKERS: usize = 16;
@@ -68,6 +72,8 @@ pub struct Work<'a> {
     pub materials: &'a Materials,
     /// Which cached results may be used.
     pub caching: &'a Caching,
+    /// Where they are besides the store, and who else wants to know of the steps.
+    pub shared: &'a SharedCaches,
     /// The size of `/dev/shm` in RUN.
     pub shm_size: Option<u64>,
     /// Limits of single processes in RUN.
@@ -168,9 +174,19 @@ struct Definition {
     renewed: bool,
 }
 
+/// What the targets are.
+#[derive(Debug)]
+pub struct Solution {
+    /// Their results, in the order they were asked for.
+    pub solved: Vec<Solved>,
+    /// The steps, for an image that carries them.
+    pub told: Vec<ToldStep>,
+}
+
 /// Solves `targets`, in that order.
-pub fn solve(work: &Work<'_>, targets: &[VertexId]) -> Result<Vec<Solved>, Error> {
+pub fn solve(work: &Work<'_>, targets: &[VertexId]) -> Result<Solution, Error> {
     let definitions = define(work)?;
+    let in_result = told::in_result(work.graph, targets);
     let size = work.graph.vertices.len();
     let results: Vec<OnceLock<Solved>> = (0..size).map(|_| OnceLock::new()).collect();
     let mut failed = None;
@@ -193,9 +209,10 @@ pub fn solve(work: &Work<'_>, targets: &[VertexId]) -> Result<Vec<Solved>, Error
         }
     }
     if schedule.left() > 0 {
-        run_all(work, &definitions, &results, &mut schedule)?;
+        run_all(work, &definitions, &results, &mut schedule, &in_result)?;
     }
-    Ok(targets.iter().filter_map(|id| results[id.0].get().cloned()).collect())
+    let told = told::tell(work, &definitions, &in_result)?;
+    Ok(Solution { solved: targets.iter().filter_map(|id| results[id.0].get().cloned()).collect(), told })
 }
 
 fn run_all(
@@ -203,6 +220,7 @@ fn run_all(
     definitions: &[Definition],
     results: &[OnceLock<Solved>],
     schedule: &mut crate::schedule::Schedule,
+    in_result: &[bool],
 ) -> Result<(), Error> {
     let engine = work.engine;
     // When a step fails, those beside it end too; but that is not the same as a person's Ctrl-C.
@@ -248,6 +266,7 @@ fn run_all(
             match outcome {
                 Err(panic) => std::panic::resume_unwind(panic),
                 Ok(Ok(solved)) => {
+                    work.shared.done(solved.layer.as_ref(), in_result[id.0]);
                     let _ = results[id.0].set(solved);
                     schedule.done(id);
                 }
@@ -406,7 +425,7 @@ fn known(work: &Work<'_>, definitions: &[Definition], id: VertexId) -> Result<Op
     }
     let definition = &definitions[id.0];
     match definition.key {
-        Some(key) if may_use_cache(work, vertex) && !definition.renewed => lookup(work.engine, &key),
+        Some(key) if may_use_cache(work, vertex) && !definition.renewed => lookup(work, &key),
         _ => Ok(None),
     }
 }
@@ -415,8 +434,8 @@ fn may_use_cache(work: &Work<'_>, vertex: &Vertex) -> bool {
     !work.caching.disabled && !vertex.no_cache
 }
 
-fn lookup(engine: &Engine, key: &CacheKey) -> Result<Option<Solved>, Error> {
-    let record = engine.store.cache().get(key)?;
+fn lookup(work: &Work<'_>, key: &CacheKey) -> Result<Option<Solved>, Error> {
+    let record = work.shared.find(work.engine, key)?;
     Ok(record.map(|record| Solved { layer: record.layer, identity: Identity(record.identity) }))
 }
 
@@ -438,9 +457,10 @@ impl Step<'_> {
                 task.finish(outcome);
                 Ok(solved)
             }
-            Err(Error::Interrupted) => {
+            // What a cache promised and doesn't have is no failure: the step waits for those before it, which are done again.
+            Err(error @ (Error::Interrupted | Error::CachedLayerLost { .. })) => {
                 task.finish(Outcome::Canceled);
-                Err(Error::Interrupted)
+                Err(error)
             }
             Err(error) => {
                 let text = match &error {
@@ -463,12 +483,7 @@ impl Step<'_> {
         let inputs = self.inputs(vertex, definition, &parent, task)?;
         let key = step_key(Flavour::Content, &vertex.op, &inputs);
         let remember = |solved: &Solved| -> Result<(), Error> {
-            let record = CacheRecord {
-                layer: solved.layer.clone(),
-                identity: solved.identity.0,
-                blobs: Vec::new(),
-                data: serde_json::Value::Null,
-            };
+            let record = step_record(solved.layer.clone(), solved.identity.0, Some(&key));
             engine.store.cache().put(&key, &record)?;
             if let Some(key) = &definition.key {
                 engine.store.cache().put(key, &record)?;
@@ -476,13 +491,13 @@ impl Step<'_> {
             Ok(())
         };
         let use_cache = may_use_cache(self.work, vertex);
-        if use_cache && let Some(solved) = lookup(engine, &key)? {
+        if use_cache && let Some(solved) = lookup(self.work, &key)? {
             remember(&solved)?;
             return Ok((solved, Outcome::Cached));
         }
         // Another process may be at the same step; then its result is ours.
         let _lock = if use_cache { Some(engine.store.cache().lock(&key)?) } else { None };
-        if use_cache && let Some(solved) = lookup(engine, &key)? {
+        if use_cache && let Some(solved) = lookup(self.work, &key)? {
             remember(&solved)?;
             return Ok((solved, Outcome::Cached));
         }
@@ -543,8 +558,8 @@ impl Step<'_> {
     fn stage_selection(&self, op: &CopyOp, source: &Solved, fetched: &[Fetched], task: &Task) -> Result<[u8; 32], Error> {
         let cache = self.work.engine.store.cache();
         let key = selection_key(source.identity, op);
-        if let Some(record) = cache.get(&key)? {
-            return Ok(record.identity);
+        if let Some(known) = self.work.shared.memo(self.work.engine, &key)? {
+            return Ok(known);
         }
         let view = self.view(source.layer.as_ref(), task)?;
         let selection = file::selection_key(op, &SourceTree::View(&view), fetched)?;

@@ -25,6 +25,7 @@ use crate::export::form::Form;
 use crate::export::pack::{self, Ready, Wanted};
 use crate::export::stored;
 use crate::ops::source::fetch_layer;
+use crate::remote_cache::backend::Open;
 
 /// How many blobs travel at once, as Docker does it.
 pub(crate) const TRANSFERS: usize = 5;
@@ -355,6 +356,20 @@ pub(crate) fn push_layer(
     blob: &Descriptor,
     task: &Task,
 ) -> Result<(), Error> {
+    lend(engine, layer, blob, task, |sources, open, progress| {
+        Ok(client.push_blob_from(repository, blob, sources, open, progress)?)
+    })
+}
+
+/// Lends the blob of a layer to `send`, which may find that it is there already: it is told which repositories have the blob, how
+/// it is opened, and whom to tell how far it is.
+pub(crate) fn lend(
+    engine: &Engine,
+    layer: &LayerRecord,
+    blob: &Descriptor,
+    task: &Task,
+    send: impl FnOnce(&[Repository], &Open<'_>, &dyn Fn(u64)) -> Result<Pushed, Error>,
+) -> Result<(), Error> {
     let sources: Vec<Repository> = match &layer.kind {
         LayerKind::Base(BaseLayer { sources, .. }) if is_own(layer, blob) => {
             sources.iter().filter_map(|s| Reference::parse(s).ok()).map(|r| Repository::from(&r)).collect()
@@ -378,7 +393,7 @@ pub(crate) fn push_layer(
         Ok(Box::new(file))
     };
     task.status(&name, 0, Some(blob.size));
-    let pushed = client.push_blob_from(repository, blob, &sources, &open, &|sent| task.status(&name, sent, Some(blob.size)));
+    let pushed = send(&sources, &open, &|sent| task.status(&name, sent, Some(blob.size)));
     match pushed {
         Ok(pushed) => {
             let note = match pushed {
@@ -389,7 +404,7 @@ pub(crate) fn push_layer(
             task.status_done(&note, blob.size, Some(blob.size));
             Ok(())
         }
-        Err(error) => Err(fetch_error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).unwrap_or(error.into())),
+        Err(error) => Err(fetch_error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).unwrap_or(error)),
     }
 }
 

@@ -83,15 +83,18 @@ pub struct BaseLayer {
     pub chain_id: ChainId,
     /// Its blob as the image's manifest names it. It need not be in the store.
     pub blob: Descriptor,
-    /// `domain/path` of the repositories that it can be fetched from, the latest last.
+    /// `domain/path` of the repositories that it can be fetched from, the latest last; or places of shared caches.
     pub sources: Vec<String>,
+    /// When the step was run that made it, of a layer that a shared cache told of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
 }
 
 /// Where a layer came from.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::large_enum_variant, reason = "there are as many as layers in an image, and a box would only be in the way")]
 pub enum LayerKind {
-    /// An image brought it.
+    /// An image brought it, or a shared cache.
     Base(BaseLayer),
     /// A step made it.
     Built,
@@ -118,7 +121,7 @@ pub struct LayerRecord {
     pub parent: Option<LayerId>,
     /// Where it came from.
     pub kind: LayerKind,
-    /// When a built layer was made, as the builder said it ([`Prepared::created`]).
+    /// When a built layer was made, as the builder said it ([`Prepared::created`]); or one of a shared cache.
     pub created: Option<String>,
     /// Whether its tree is there; always true of a built layer.
     pub unpacked: bool,
@@ -147,6 +150,8 @@ struct Stored {
 struct Facts {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     sources: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    created: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     diff_id: Option<DiffId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -227,6 +232,8 @@ impl<'a> Layers<'a> {
                 base.sources.retain(|known| *known != source);
                 base.sources.push(source);
             }
+            base.created = base.created.or(facts.created);
+            record.created.clone_from(&base.created);
             record.diff_id = Some(base.diff_id);
             record.kind = LayerKind::Base(base);
         }
@@ -261,7 +268,8 @@ impl<'a> Layers<'a> {
         self.store.layout().layer(id).diff()
     }
 
-    /// Writes down a layer that an image has, without fetching it. One that is known already learns the new sources.
+    /// Writes down a layer that an image has, without fetching it. One that is known already learns the new
+    /// sources, and when it was made.
     ///
     /// # Errors
     /// [`Error::ChainMismatch`] when `base.chain_id` doesn't follow from parent and diff id; [`Error::Io`].
@@ -279,7 +287,7 @@ impl<'a> Layers<'a> {
         let id = LayerId::of_chain(base.chain_id);
         if let Some(known) = self.known(&id)? {
             record::touch_path(&self.store.layout().layer(&id).record());
-            self.learn_sources(&id, &known, &base.sources)?;
+            self.learn_base(&id, &known, base)?;
             return Ok(id);
         }
         let dir = self.store.layout().layer(&id);
@@ -300,14 +308,17 @@ impl<'a> Layers<'a> {
         Ok(id)
     }
 
-    fn learn_sources(&self, id: &LayerId, known: &Known, sources: &[String]) -> Result<()> {
-        let old = known.stored.base.as_ref().map_or(&[][..], |base| &base.sources);
-        if sources.iter().all(|source| old.contains(source)) {
+    fn learn_base(&self, id: &LayerId, known: &Known, new: &BaseLayer) -> Result<()> {
+        let Some(old) = &known.stored.base else { return Ok(()) };
+        let created = new.created.as_ref().filter(|_| old.created.is_none());
+        if created.is_none() && new.sources.iter().all(|source| old.sources.contains(source)) {
             return Ok(());
         }
         self.learn(id, |facts| {
-            for source in sources {
-                if !old.contains(source) && !facts.sources.contains(source) {
+            // The first one counts: what stands on the layer has told of it already.
+            facts.created = facts.created.take().or_else(|| created.cloned());
+            for source in &new.sources {
+                if !old.sources.contains(source) && !facts.sources.contains(source) {
                     facts.sources.push(source.clone());
                 }
             }

@@ -65,7 +65,7 @@ fn bases(texts: &[&str]) -> Vec<BaseLayer> {
         let chain_id = ChainId::extend(parent, diff_id);
         parent = Some(chain_id);
         let blob = Descriptor::of(kiln_oci::media_type::OCI_LAYER, text.as_bytes());
-        layers.push(BaseLayer { diff_id, chain_id, blob, sources: vec!["docker.io/library/x".into()] });
+        layers.push(BaseLayer { diff_id, chain_id, blob, sources: vec!["docker.io/library/x".into()], created: None });
     }
     layers
 }

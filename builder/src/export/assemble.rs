@@ -18,6 +18,7 @@ use crate::event::Task;
 use crate::export::form::Form;
 use crate::export::pack::{self, PackedLayer, Ready, Wanted};
 use crate::image::{self, NewLayer};
+use crate::remote_cache::session::Inline;
 use crate::request::{ImageOptions, Scope};
 use crate::transfer::PackedImage;
 
@@ -38,6 +39,8 @@ pub struct Built {
     pub facts: Option<Facts>,
     /// The packages in it, where they are wanted.
     pub packages: Option<Inventory>,
+    /// The steps that the image is made of, if its configuration is to hold them.
+    pub inline: Option<Inline>,
 }
 
 impl Built {
@@ -54,7 +57,9 @@ impl Built {
                 created: layer.created.clone().unwrap_or_else(|| self.now.clone()),
             })
             .collect();
-        Raw::write(image::complete(&template, &new, &self.now)).map_err(Error::internal("write the image configuration"))
+        let mut config = image::complete(&template, &new, &self.now);
+        let embedded = self.inline.as_ref().map(|inline| inline.embed(&self.layers, &mut config));
+        embedded.transpose().and_then(|_| Raw::write(config)).map_err(Error::internal("write the image configuration"))
     }
 }
 

@@ -1,17 +1,20 @@
 //! Hides how a layer that is only known by record comes to be a directory: fetched, verified, unpacked, once.
 
+use std::io::Read as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 
 use kiln_oci::descriptor::Descriptor;
+use kiln_oci::digest::{DiffId, Hasher};
 use kiln_oci::reference::Reference;
 use kiln_registry_client::Repository;
-use kiln_store::layer::unpack_blob;
-use kiln_store::{BaseLayer, LayerId, LayerKind, LayerRecord, Unpack};
+use kiln_store::layer::compress::Decoder;
+use kiln_store::layer::{UnpackBlobError, unpack_blob};
+use kiln_store::{BaseLayer, Error as StoreError, LayerId, LayerKind, LayerRecord, Unpack};
 
 use crate::bases::fetch_blob;
 use crate::engine::Engine;
-use crate::error::{Error, ImageError, StepError};
+use crate::error::{Error, ImageError, Kind, StepError};
 use crate::event::Task;
 use crate::remote_cache::backend::Backend;
 
@@ -68,10 +71,54 @@ pub fn materialise(engine: &Engine, top: Option<&LayerId>, task: &Task) -> Resul
 
 /// Fetches the blob of a base layer from one of the repositories, or places of shared caches, that are known to have it.
 pub(crate) fn fetch_layer(engine: &Engine, layer: &LayerRecord, task: &Task) -> Result<(), Error> {
-    let LayerKind::Base(BaseLayer { blob, sources, .. }) = &layer.kind else { return Ok(()) };
-    if engine.store.blobs().has_sized(&blob.digest, blob.size) {
+    let LayerKind::Base(base) = &layer.kind else { return Ok(()) };
+    if engine.store.blobs().has_sized(&base.blob.digest, base.blob.size) {
         return Ok(());
     }
+    if layer.created.is_none() {
+        return fetch(engine, base, task);
+    }
+    // Nobody but the cache says that the blob is what the step made, so it is looked into even if it is only passed on.
+    fetch(engine, base, task).and_then(|()| prove(engine, base)).map_err(|error| lost(layer, error))
+}
+
+/// What went wrong with a layer that a shared cache told of: it is as good as gone, unless the fault is on this side.
+fn lost(layer: &LayerRecord, error: Error) -> Error {
+    match error.kind() {
+        Kind::Registry => {}
+        Kind::Store if matches!(error, Error::Store(StoreError::DigestMismatch { .. } | StoreError::SizeMismatch { .. })) => {}
+        _ => return error,
+    }
+    Error::CachedLayerLost { layer: layer.id.clone(), cause: Box::new(error) }
+}
+
+/// Proves that the tar in a blob is the one that it is said to be.
+fn prove(engine: &Engine, base: &BaseLayer) -> Result<(), Error> {
+    let blob = engine.store.blobs().open_sized(&base.blob.digest, base.blob.size)?;
+    let unreadable = |cause| unpacking(base, UnpackBlobError::Decompress(cause));
+    let (_, mut tar) = Decoder::detect(blob).map_err(unreadable)?;
+    let (mut hasher, mut piece) = (Hasher::new(), vec![0; 256 << 10]);
+    loop {
+        engine.check()?;
+        match tar.read(&mut piece).map_err(unreadable)? {
+            0 => break,
+            count => hasher.update(&piece[..count]),
+        }
+    }
+    let (found, expected) = (DiffId::new(hasher.finish()), base.diff_id);
+    if found == expected {
+        return Ok(());
+    }
+    // The next one that asks would take it for proven.
+    engine.store.blobs().discard(&base.blob.digest)?;
+    Err(unpacking(base, UnpackBlobError::WrongDiffId { found, expected }))
+}
+
+fn unpacking(base: &BaseLayer, cause: UnpackBlobError) -> Error {
+    Error::Unplaced(Box::new(StepError::Unpack { digest: base.blob.digest.to_string(), cause }))
+}
+
+fn fetch(engine: &Engine, BaseLayer { blob, sources, .. }: &BaseLayer, task: &Task) -> Result<(), Error> {
     let name = blob.digest.to_string();
     task.status(&name, 0, Some(blob.size));
     let mut last = None;
@@ -112,12 +159,18 @@ fn unpack(engine: &Engine, layer: &LayerRecord, task: &Task) -> Result<(), Error
         return Err(Error::Image(ImageError::LayerLost { digest: layer.id.to_string() }));
     };
     let Err(error) = try_unpack(engine, layer, base, task) else { return Ok(()) };
-    if matches!(error, Error::Unplaced(_)) && is_damaged(engine, &base.blob) {
-        task.warn(format!("the blob {} was damaged in the store and is fetched again", base.blob.digest));
-        fetch_layer(engine, layer, task)?;
-        return try_unpack(engine, layer, base, task);
-    }
-    Err(error)
+    let error = match matches!(error, Error::Unplaced(_)) && is_damaged(engine, &base.blob) {
+        true => {
+            task.warn(format!("the blob {} was damaged in the store and is fetched again", base.blob.digest));
+            fetch_layer(engine, layer, task)?;
+            match try_unpack(engine, layer, base, task) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            }
+        }
+        false => error,
+    };
+    Err(if layer.created.is_some() { lost(layer, error) } else { error })
 }
 
 fn try_unpack(engine: &Engine, layer: &LayerRecord, base: &BaseLayer, task: &Task) -> Result<(), Error> {
@@ -128,8 +181,7 @@ fn try_unpack(engine: &Engine, layer: &LayerRecord, base: &BaseLayer, task: &Tas
     let blob = engine.store.blobs().open_sized(&base.blob.digest, base.blob.size)?;
     let parent = engine.store.view(&prepared.lowers)?;
     unpack_blob(blob, base.diff_id, &engine.store.tree(&prepared.upper)?, &parent, &engine.store.unpacking())
-        .map_err(|cause| StepError::Unpack { digest: base.blob.digest.to_string(), cause })
-        .map_err(|error| Error::Unplaced(Box::new(error)))?;
+        .map_err(|cause| unpacking(base, cause))?;
     prepared.commit()?;
     task.status_done(&name, 0, None);
     Ok(())

@@ -29,5 +29,6 @@ mod rebuild;
 mod registry;
 mod rootless;
 mod run;
+mod shared_cache;
 mod support;
 mod threats;

@@ -118,10 +118,10 @@ impl Registry {
         self.folder.path().join("storage")
     }
 
-    /// The requests it served so far whose path begins with `/v2/REPOSITORY/`, as `METHOD path status`.
+    /// The requests it served so far whose path begins with `/v2/REPOSITORY/`, as `METHOD path status`; all, without a repository.
     pub(crate) fn requests(&self, repository: &str) -> Vec<String> {
         let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
-        let prefix = format!("/v2/{repository}/");
+        let prefix = if repository.is_empty() { "/v2/".to_owned() } else { format!("/v2/{repository}/") };
         log.lines()
             .filter_map(|line| {
                 // Combined log format: … "GET /v2/x/blobs/sha256:… HTTP/1.1" 200 …
