@@ -17,6 +17,7 @@ pub mod export;
 pub mod grant;
 pub mod image;
 pub mod launch;
+pub mod manifest;
 pub mod ops;
 pub mod pins;
 pub mod rebuild;

@@ -10,8 +10,10 @@ use kiln_runner::Isolation;
 use super::attest::AttestArgs;
 use super::progress::Mode;
 
+mod manifest;
 mod run;
 
+pub(crate) use manifest::{CreateArgs, ManifestArgs, ManifestCommand, ManifestInspectArgs};
 pub(crate) use run::RunArgs;
 
 /// Builds container images from Dockerfiles, without a daemon.
@@ -65,6 +67,8 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Show the history of an image
     History(HistoryArgs),
+    /// Join images of several platforms, and look into what is joined
+    Manifest(ManifestArgs),
     /// Save one or more images to a tar archive (streamed to STDOUT by default)
     Save(SaveArgs),
     /// Load images from a tar archive or STDIN

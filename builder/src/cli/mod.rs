@@ -19,6 +19,7 @@ mod human;
 mod images;
 mod inspect;
 mod listing;
+mod manifest;
 mod on_failure;
 mod outputs;
 mod pins;
@@ -74,6 +75,7 @@ fn execute(session: &Session, command: &Command) -> Result<Exit, Failure> {
         Command::Build(args) => return Ok(build::run(session, args)),
         Command::Run(args) => return Ok(run::run(session, args)),
         Command::Verify(args) => return Ok(verify::run(session, args)),
+        Command::Manifest(args) => return manifest::run(session, args),
         Command::Push(args) => return registry::push(session, args),
         Command::Pull(args) => return registry::pull(session, args),
         Command::Save(args) => return archive::save(session, args),
