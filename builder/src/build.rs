@@ -29,6 +29,7 @@ use crate::export::verify::verify_layers;
 use crate::export::write;
 use crate::ops::http;
 use crate::pins::{Pins, few};
+use crate::remote_cache::mounts;
 use crate::remote_cache::session::{Inline, SharedCaches};
 use crate::request::{BuildRequest, ContextSource, DockerfileSource, NamedSource, Output};
 use crate::solve::{Contexts, LazyContext, Solution, Work, solve};
@@ -185,12 +186,14 @@ fn attempt<T>(
         told: Mutex::default(),
         shared,
     };
+    engine.mounts.offer(engine, &request.caches)?;
     let built = plan.build_all()?;
     for cause in contexts.opened().filter_map(|context| context.save_memo().err()) {
         engine.events.warn(format!("what the context's files say could not be remembered: {cause}"));
     }
     engine.check()?;
     let finished = finish(&built)?;
+    mounts::export(engine, &request.caches)?;
     settle_pins(engine, &request.pins)?;
     Ok(finished)
 }
@@ -251,6 +254,7 @@ impl Plan<'_> {
             // Also of what a cache made at another time.
             build.image.history.iter_mut().for_each(|entry| entry.created = Some(now.clone()));
         }
+        engine.mounts.note_graph(&build.graph);
         let materials = Materials::default();
         let work = Work {
             engine,

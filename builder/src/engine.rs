@@ -10,6 +10,7 @@ use kiln_store::{LayerId, Ownership, Prepared, Store, TreeForm, Trees};
 use crate::error::Error;
 use crate::event::Events;
 use crate::remote_cache::backend::Places;
+use crate::remote_cache::mounts::TravellingMounts;
 
 /// The store, the registries, the sandbox's host, and how to speak to whoever watches. Cheap to make: no network, no probe.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct Engine {
     pub remote: Remote,
     /// Places besides registries that layers may be fetched from.
     pub places: Places,
+    /// Cache mounts that travel.
+    pub mounts: TravellingMounts,
     entered: Entered,
     ground: Ground,
     host: OnceLock<Host>,
@@ -41,7 +44,18 @@ impl Engine {
         (cancel, remote): (Cancel, Remote),
     ) -> Self {
         let (entered, ground) = sandbox;
-        Self { store, registry, events, cancel, remote, places: Places::default(), entered, ground, host: OnceLock::new() }
+        Self {
+            store,
+            registry,
+            events,
+            cancel,
+            remote,
+            places: Places::default(),
+            mounts: TravellingMounts::default(),
+            entered,
+            ground,
+            host: OnceLock::new(),
+        }
     }
 
     /// In which mode commands are run.

@@ -4,6 +4,7 @@ pub mod backend;
 mod export;
 pub mod format;
 pub(crate) mod import;
+pub mod mounts;
 pub mod request;
 pub mod seal;
 pub mod session;

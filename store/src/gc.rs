@@ -11,6 +11,8 @@ mod plan;
 mod scan;
 mod size;
 
+pub(crate) use size::of_tree as size_of_tree;
+
 use plan::{Needs, Plan};
 use scan::{Scan, Weight};
 

@@ -59,7 +59,7 @@ pub use form::TreeForm;
 pub use gc::{Gc, PruneOptions, PruneReport, UsageRow};
 pub use image::{ImageRecord, Images, PlatformImage};
 pub use lock::{OnWait, WaitFor, Waiting};
-pub use mounts::{MountGuard, Mounts, Sharing};
+pub use mounts::{MountGuard, Mounts, Sharing, Still};
 pub use owner::Ownership;
 pub use snapshot::{BaseLayer, Copied, LayerId, LayerKind, LayerRecord, Layers, PackedBlob, Prepared, Unpack};
 

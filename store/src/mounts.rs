@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::Store;
 use crate::error::{Error, Result};
@@ -22,6 +23,20 @@ pub enum Sharing {
     /// One at a time; the others wait.
     Locked,
 }
+
+/// What became of asking for a folder that doesn't change ([`Mounts::still`]).
+#[derive(Debug)]
+pub enum Still {
+    /// There is none.
+    Absent,
+    /// Somebody goes on using it.
+    InUse,
+    /// Here it is.
+    Here(MountGuard),
+}
+
+/// How often it is looked whether a folder is free.
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// The folders of cache mounts.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +91,32 @@ impl<'a> Mounts<'a> {
         Ok(MountGuard { path, lock, _store: self.store.clone() })
     }
 
+    /// The folder for `id` as it is now, kept from changing for as long as the guard lives; who uses it is waited for up to
+    /// `patience`. Of several folders (`sharing=private`) the first.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn still(&self, id: &[u8], patience: Duration) -> Result<Still> {
+        let dir = self.store.layout().mount(id);
+        let path = dir.slot(0);
+        if !is_there(&path)? {
+            return Ok(Still::Absent);
+        }
+        let lock_path = dir.slot_lock(0);
+        let lock = lock::open(&lock_path)?;
+        let started = Instant::now();
+        while !lock::try_lock(&lock, &lock_path, Mode::Exclusive)? {
+            if started.elapsed() >= patience {
+                return Ok(Still::InUse);
+            }
+            std::thread::sleep(GLANCE);
+        }
+        match is_there(&path)? {
+            true => Ok(Still::Here(MountGuard { path, lock, _store: self.store.clone() })),
+            false => Ok(Still::Absent),
+        }
+    }
+
     /// Makes the folder of the id, with a file that says which id it is.
     fn introduce(&self, id: &[u8], dir: &MountDir) -> Result<()> {
         if is_there(&dir.id())? {
@@ -123,6 +164,14 @@ impl MountGuard {
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The disk space of its files, in bytes.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn size(&self) -> Result<u64> {
+        crate::gc::size_of_tree(&self.path)
     }
 
     /// Lets processes that this one starts from now on hold the right as well, should this one be killed.

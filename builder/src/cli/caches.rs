@@ -8,17 +8,22 @@ use std::sync::Arc;
 
 use kiln::export::form::{CompressionChoice, CompressionKind};
 use kiln::remote_cache::backend::{Form, LocalPlace, Place, RegistryPlace};
-use kiln::remote_cache::request::{CacheRequest, CacheScope, CacheSource, CacheTarget, TargetPlace};
+use kiln::remote_cache::mounts::MountSelection;
+use kiln::remote_cache::request::{CacheRequest, CacheScope, CacheSource, CacheTarget, MountExport, TargetPlace};
 use kiln::remote_cache::seal::{SealError, SigningKey, VerifyingKeys};
 use kiln_oci::digest::Digest;
 use kiln_oci::reference::Reference;
 
 use super::csv::csv_fields;
 use super::environment::Environment;
+use super::human::parse_size;
 use super::report::Failure;
 
 /// The build argument by which `docker build` asks for a cache in the image's configuration.
 const INLINE: &str = "BUILDKIT_INLINE_CACHE";
+
+/// A cache mount that takes more of the disk is left out unless `mounts-max=` says otherwise.
+const LARGEST_MOUNT: u64 = 500 << 20;
 
 /// What the flags and the build arguments ask for.
 pub(super) fn parse(
@@ -62,12 +67,13 @@ fn source(mut fields: Fields, environment: &Environment) -> Result<CacheSource, 
         other => return Err(fields.unknown_type(other)),
     };
     let verify = fields.key("verify", VerifyingKeys::parse)?;
+    let mounts = mounts(&mut fields)?;
     // buildx hands on what its users copied from `--cache-to`; it says nothing about how a cache is read.
-    for key in ["mode", "compression", "compression-level", "force-compression", "ignore-error", "reset"] {
+    for key in ["mode", "compression", "compression-level", "force-compression", "ignore-error", "reset", "mounts-max"] {
         fields.take(key);
     }
     fields.end()?;
-    Ok(CacheSource { place, verify })
+    Ok(CacheSource { place, verify, mounts })
 }
 
 fn target(mut fields: Fields, environment: &Environment) -> Result<CacheTarget, Failure> {
@@ -93,8 +99,27 @@ fn target(mut fields: Fields, environment: &Environment) -> Result<CacheTarget, 
     let compression = compression(&mut fields)?;
     let must_succeed = !fields.flag("ignore-error")?.unwrap_or(true);
     let sign = fields.key("sign", SigningKey::parse)?;
+    let largest = match fields.take("mounts-max") {
+        Some(text) => parse_size(&text).ok_or_else(|| fields.invalid("mounts-max", &text))?,
+        None => LARGEST_MOUNT,
+    };
+    let mounts = mounts(&mut fields)?.map(|selection| MountExport { selection, largest });
+    if mounts.is_some() && matches!(place, TargetPlace::Inline) {
+        return Err(fields.hint("an image has no place for cache mounts", "use another type for `mounts=`"));
+    }
     fields.end()?;
-    Ok(CacheTarget { place, scope, compression, must_succeed, sign })
+    Ok(CacheTarget { place, scope, compression, must_succeed, sign, mounts })
+}
+
+/// `mounts=true`, or the ids of mounts; a comma between them has to stand in the quotes of CSV.
+fn mounts(fields: &mut Fields) -> Result<Option<MountSelection>, Failure> {
+    let Some(text) = fields.take("mounts") else { return Ok(None) };
+    Ok(match text.to_ascii_lowercase().as_str() {
+        "1" | "t" | "true" => Some(MountSelection::All),
+        "0" | "f" | "false" => None,
+        "" => return Err(fields.invalid("mounts", &text)),
+        _ => Some(MountSelection::Named(text.split([',', ';']).filter(|id| !id.is_empty()).map(str::to_owned).collect())),
+    })
 }
 
 fn registry(fields: &mut Fields) -> Result<RegistryPlace, Failure> {
@@ -275,6 +300,16 @@ mod tests {
         assert_eq!((from.folder.to_str(), from.tag.as_str()), (Some("/a"), "b"));
         assert_eq!((to.folder.to_str(), to.tag.as_str(), to.reset), (Some("c"), "latest", true));
         assert!(!request.to[0].must_succeed, "a build doesn't fail for its cache unless asked");
+        let request = parsed(
+            &["type=local,src=a,mounts=true", "type=local,src=a,mounts=false,mounts-max=1"],
+            &["type=local,dest=a,\"mounts=x,/root/.cache\",mounts-max=1.5g", "type=local,dest=a,mounts=x;y"],
+            &[],
+        )
+        .unwrap();
+        let named = |ids: [&str; 2]| MountSelection::Named(ids.map(str::to_owned).to_vec());
+        let to: Vec<_> = request.to.iter().map(|to| to.mounts.as_ref().map(|m| (m.selection.clone(), m.largest))).collect();
+        assert_eq!(request.from.iter().map(|from| from.mounts.clone()).collect::<Vec<_>>(), [Some(MountSelection::All), None]);
+        assert_eq!(to, [Some((named(["x", "/root/.cache"]), 1536 << 20)), Some((named(["x", "y"]), 500 << 20))]);
         for (args, to, inline) in [
             (("BUILDKIT_INLINE_CACHE", "1"), vec![], true),
             (("BUILDKIT_INLINE_CACHE", "0"), vec![], false),
@@ -317,6 +352,9 @@ mod tests {
         }
         for (spec, expected) in [
             ("type=inline,mode=max", "no place for all steps"),
+            ("type=inline,mounts=true", "no place for cache mounts"),
+            ("type=local,dest=a,mounts=", "invalid mounts ``"),
+            ("type=local,dest=a,mounts-max=much", "invalid mounts-max `much`"),
             ("type=registry,ref=a,mode=most", "invalid mode `most`"),
             ("type=registry,ref=a,compression=xz", "invalid compression `xz`"),
         ] {

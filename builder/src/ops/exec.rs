@@ -315,7 +315,7 @@ fn cache_attrs(cache: &CacheMount) -> Attrs {
 
 /// One that is seeded is another than one that isn't, or is from other files; so is one with another owner or mode, of which only
 /// the permissions count (both as in BuildKit).
-fn cache_id(cache: &CacheMount, from: Option<&Shown>) -> String {
+pub(crate) fn cache_id(cache: &CacheMount, from: Option<&Shown>) -> String {
     let attrs = cache_attrs(cache);
     match from {
         Some(from) => format!("{} from {} of {}", cache.id, cache.source, from.identity),
@@ -334,9 +334,16 @@ fn cache_folder(
     task: &Task,
 ) -> Result<MountGuard, Error> {
     let attrs = cache_attrs(cache);
-    engine.store.mounts().acquire::<Error>(cache_id(cache, from).as_bytes(), sharing, |folder: &Path| match from {
-        Some(from) => seed(engine, from.layer.as_ref(), &cache.source, folder, setting.clock, task),
-        None => Ok(engine.store.tree(folder)?.set_attrs_of_self(&attrs)?),
+    let id = cache_id(cache, from);
+    engine.mounts.note(&cache.id, &id);
+    engine.store.mounts().acquire::<Error>(id.as_bytes(), sharing, |folder: &Path| {
+        if engine.mounts.restore(engine, (&cache.id, &id), folder, task)? {
+            return Ok(());
+        }
+        match from {
+            Some(from) => seed(engine, from.layer.as_ref(), &cache.source, folder, setting.clock, task),
+            None => Ok(engine.store.tree(folder)?.set_attrs_of_self(&attrs)?),
+        }
     })
 }
 

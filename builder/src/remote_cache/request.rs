@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::backend::Place;
+use super::mounts::MountSelection;
 use super::seal::{SigningKey, VerifyingKeys};
 use crate::export::form::CompressionChoice;
 
@@ -22,6 +23,8 @@ pub struct CacheSource {
     pub place: Place,
     /// `verify=`: whoever must have signed it.
     pub verify: Option<Arc<VerifyingKeys>>,
+    /// `mounts=`: which cache mounts may come from it.
+    pub mounts: Option<MountSelection>,
 }
 
 /// `--cache-to`.
@@ -37,6 +40,17 @@ pub struct CacheTarget {
     pub must_succeed: bool,
     /// `sign=`: with which key the document is signed.
     pub sign: Option<Arc<SigningKey>>,
+    /// `mounts=`: which cache mounts go with it.
+    pub mounts: Option<MountExport>,
+}
+
+/// Which cache mounts are written to a cache.
+#[derive(Debug, Clone)]
+pub struct MountExport {
+    /// Which of those that the build's steps have.
+    pub selection: MountSelection,
+    /// `mounts-max=`: one that takes more bytes of disk is left out.
+    pub largest: u64,
 }
 
 /// Where a cache is written to.

@@ -24,7 +24,7 @@ pub(super) fn of_file(meta: &fs::Metadata) -> u64 {
 
 /// The disk space of the file or tree at `path` in bytes; a file with several names counts once, and what vanishes
 /// meanwhile not at all. Nothing at `path` is 0 bytes.
-pub(super) fn of_tree(path: &Path) -> Result<u64> {
+pub(crate) fn of_tree(path: &Path) -> Result<u64> {
     let name = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| Error::io("stat", path)(Errno::INVAL))?;
     walk(&name).map_err(|errno| Error::io("measure", path)(io::Error::from(errno)))
 }

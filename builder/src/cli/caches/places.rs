@@ -10,6 +10,7 @@ use kiln_registry_client::s3::{AwsCredentials, BucketOptions};
 
 use super::Fields;
 use crate::cli::environment::Environment;
+use crate::cli::human::parse_duration;
 use crate::cli::report::Failure;
 
 /// `type=s3`.
@@ -28,7 +29,7 @@ pub(super) fn s3(fields: &mut Fields, environment: &Environment) -> Result<S3Pla
     let endpoint = fields.take("endpoint_url").filter(|url| !url.is_empty());
     let path_style = fields.flag("use_path_style")?.unwrap_or(false);
     let touch_refresh = match fields.take("touch_refresh") {
-        Some(text) => humantime::parse_duration(&text).map_err(|_| fields.invalid("touch_refresh", &text))?,
+        Some(text) => parse_duration(&text).ok_or_else(|| fields.invalid("touch_refresh", &text))?,
         None => Duration::from_secs(24 * 3600),
     };
     let upload_parallelism = count(fields, "upload_parallelism")?.unwrap_or(4);
@@ -114,7 +115,7 @@ pub(super) fn gha(fields: &mut Fields, environment: &Environment) -> Result<GhaP
     let token = fields.take("token").or_else(|| environment.text("ACTIONS_RUNTIME_TOKEN"));
     let token = token.ok_or_else(|| fields.hint("ACTIONS_RUNTIME_TOKEN is not set", inside))?;
     let timeout = match fields.take("timeout") {
-        Some(text) => humantime::parse_duration(&text).map_err(|_| fields.invalid("timeout", &text))?,
+        Some(text) => parse_duration(&text).ok_or_else(|| fields.invalid("timeout", &text))?,
         None => Duration::from_secs(600),
     };
     // They let BuildKit ask which keys there are; kiln asks the cache itself.

@@ -14,24 +14,30 @@ pub(crate) const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// A layer's annotation with the time at which it was made.
 pub(crate) const CREATED_AT: &str = "buildkit/createdat";
 
-/// The document with what is known of its layers. One that lists none stays as it is.
+/// The document with what is known of its layers. What it says of them itself stays as it is, to the byte if that is all: it may be
+/// sealed.
 pub(super) fn write(config: &[u8], layers: &[Descriptor]) -> Result<Vec<u8>, Error> {
     let mut document: Value = serde_json::from_slice(config).map_err(Error::internal("read a cache's document"))?;
     let known: BTreeMap<String, &Descriptor> = layers.iter().map(|layer| (layer.digest.to_string(), layer)).collect();
+    let mut changed = false;
     for listed in document.get_mut("layers").and_then(Value::as_array_mut).into_iter().flatten() {
         let layer = listed.get("blob").and_then(Value::as_str).and_then(|blob| known.get(blob));
-        if let (Some(layer), Some(listed)) = (layer, listed.as_object_mut()) {
+        if let (Some(layer), Some(listed)) = (layer, listed.as_object_mut())
+            && !listed.contains_key("annotations")
+        {
             let mut about = Map::new();
             about.insert("mediaType".to_owned(), json!(layer.media_type));
             about.extend(layer.annotations.get(UNCOMPRESSED).map(|diff_id| ("diffID".to_owned(), json!(diff_id))));
             about.insert("size".to_owned(), json!(layer.size));
-            // BuildKit can't read a document in which a time is missing.
-            let created = layer.annotations.get(CREATED_AT).map_or("0001-01-01T00:00:00Z", String::as_str);
-            about.insert("createdAt".to_owned(), json!(created));
+            about.extend(layer.annotations.get(CREATED_AT).map(|created| ("createdAt".to_owned(), json!(created))));
             listed.insert("annotations".to_owned(), Value::Object(about));
+            changed = true;
         }
     }
-    serde_json::to_vec(&document).map_err(Error::internal("write a cache's document"))
+    match changed {
+        true => serde_json::to_vec(&document).map_err(Error::internal("write a cache's document")),
+        false => Ok(config.to_vec()),
+    }
 }
 
 /// The descriptors of the layers that a document lists; those of which it doesn't say enough are left out.
@@ -70,7 +76,9 @@ mod tests {
         );
         let written = super::write(config.as_bytes(), &[dated.clone(), layer.clone()]).unwrap();
         assert_eq!(super::read(&written).unwrap(), [layer, dated]);
-        assert!(String::from_utf8(written).unwrap().ends_with(r#","records":[],"more":1}"#));
+        assert!(String::from_utf8(written.clone()).unwrap().ends_with(r#","records":[],"more":1}"#));
+        let again = [b" ", &written[..]].concat();
+        assert_eq!(super::write(&again, &super::read(&again).unwrap()).unwrap(), again, "not a byte of what is complete changes");
         assert_eq!(super::read(b"{}").unwrap(), []);
         assert!(super::read(b"[").is_err());
     }
