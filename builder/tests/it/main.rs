@@ -2,6 +2,7 @@
 //! that read what it made. One module a subject.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "this is a test program")]
 
+mod attest;
 mod cache;
 mod cache_rows;
 mod call;
