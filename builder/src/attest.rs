@@ -1,6 +1,7 @@
 //! Hides what is said about an image beside it: how it was built (SLSA provenance) and what is in it (an SPDX document), as
 //! in-toto statements in manifests of their own.
 
+pub(crate) mod attach;
 pub mod provenance;
 pub mod purl;
 pub mod redact;

@@ -48,6 +48,8 @@ pub struct BuildOutcome {
     pub descriptor: Option<Descriptor>,
     /// The names that the image got.
     pub names: Vec<String>,
+    /// How each platform's image was built, where somebody wants to know.
+    pub provenance: Vec<(Platform, serde_json::Value)>,
 }
 
 impl BuildOutcome {
@@ -115,6 +117,7 @@ pub fn build(engine: &Engine, request: &BuildRequest) -> Result<BuildOutcome, Er
         config: written.config,
         descriptor: written.descriptor,
         names: written.names,
+        provenance: written.provenance,
     })
 }
 

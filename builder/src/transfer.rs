@@ -250,7 +250,12 @@ pub(crate) fn push_image(
                 send(ManifestName::Digest, &image.descriptor, image.manifest.bytes())?;
             }
             for attached in &image.attached {
-                send(ManifestName::Digest, &attached.descriptor, attached.manifest.bytes())?;
+                let (kind, bytes) = (&attached.descriptor.media_type, attached.manifest.bytes());
+                match attached.manifest.value().extra.contains_key("subject") {
+                    // What refers to an image is found by that, also in registries that keep no list themselves.
+                    true => drop(client.push_referrer(repository, kind, bytes)?),
+                    false => drop(send(ManifestName::Digest, &attached.descriptor, bytes)?),
+                }
             }
             send(name, &image.descriptor, index.bytes())?;
         }

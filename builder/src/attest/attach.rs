@@ -93,8 +93,8 @@ pub(crate) fn to_files(
             (Some(platform), None) => format!("{prefix}{}.{platform}", predicate.filename),
             (None, _) => format!("{prefix}{}", predicate.filename),
         };
-        let statement: Value =
-            serde_json::from_slice(&statement::statement(predicate, &subjects)).map_err(Error::internal("read an attestation"))?;
+        let statement: Value = serde_json::from_slice(&statement::statement(predicate, &subjects))
+            .map_err(Error::internal("read an attestation"))?;
         Ok((name, format!("{statement:#}\n").into_bytes()))
     };
     predicates.iter().map(file).collect()

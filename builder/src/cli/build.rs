@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use kiln::build::{BuildOutcome, build};
 use kiln::error::{Error, StepError};
 use kiln::ops::git::{GitEnvironment, PASSED_ON};
-use kiln::request::{BuildRequest, Caching, LanguageOptions, Output};
+use kiln::request::{ArchiveFormat, BuildRequest, Caching, LanguageOptions, Output};
 use kiln_frontend::graph::NetworkMode;
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
@@ -146,8 +146,13 @@ pub(super) fn request(
     let outputs::Outputs { tags, outputs } = outputs::parse(args, &annotations, environment, &platforms)?;
     annotations::check(&outputs, !args.output.is_empty() || args.push, &platforms)?;
     let attestations = attest::request(&args.attest, environment)?;
-    if !attestations.is_empty() {
-        return Err(Failure::usage("attestations are not supported yet"));
+    if !attestations.is_empty()
+        && outputs.iter().any(|output| matches!(output, Output::Archive { format: ArchiveFormat::Docker, .. }))
+    {
+        return Err(Failure::usage_hint(
+            "an archive of `type=docker` can't hold attestations",
+            "write `--output type=oci,dest=FILE`",
+        ));
     }
     let caches = caches::parse((&args.cache_from, &args.cache_to), &build_args, environment)?;
     Ok(BuildRequest {
@@ -288,6 +293,10 @@ fn metadata(outcome: &BuildOutcome) -> Value {
     }
     if !outcome.names.is_empty() {
         map.insert("image.name".into(), json!(outcome.names.join(",")));
+    }
+    for (platform, provenance) in &outcome.provenance {
+        let suffix = if outcome.provenance.len() > 1 { format!("/{platform}") } else { String::new() };
+        map.insert(format!("buildx.build.provenance{suffix}"), provenance.clone());
     }
     Value::Object(map)
 }

@@ -245,6 +245,7 @@ fn options(keys: &mut Keys<'_>) -> Result<ImageOptions, Failure> {
         name_canonical: keys.flag("name-canonical", true)?.unwrap_or_default(),
         insecure: keys.flag("registry.insecure", true)?.unwrap_or_default(),
         prefer_nondist_layers: keys.flag("prefer-nondist-layers", false)?.unwrap_or_default(),
+        oci_artifact: keys.flag("oci-artifact", true)?.unwrap_or_default(),
         dangling_prefix: keys.take("dangling-name-prefix").filter(|prefix| !prefix.is_empty()),
     })
 }

@@ -10,6 +10,7 @@ use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
 use kiln_store::{ImageRecord, LayerRecord, PlatformImage};
 
+use crate::attest::attach;
 use crate::attest::provenance::Facts;
 use crate::attest::sbom::Inventory;
 use crate::engine::Engine;
@@ -19,7 +20,7 @@ use crate::export::form::Form;
 use crate::export::pack::{self, PackedLayer, Ready, Wanted};
 use crate::image::{self, NewLayer};
 use crate::remote_cache::session::Inline;
-use crate::request::{ImageOptions, Scope};
+use crate::request::{BuildRequest, ImageOptions, Scope};
 use crate::transfer::PackedImage;
 
 /// What a build gave for one platform: layers, and a configuration that lacks only what depends on how they are packed.
@@ -88,15 +89,25 @@ pub(crate) struct Attached {
 /// Makes an image of what was solved for its platforms; `ready` gets each layer when it is packed.
 pub(crate) fn assemble(
     engine: &Engine,
+    request: &BuildRequest,
     built: &[Built],
     options: &ImageOptions,
     task: &Task,
     ready: Option<Ready<'_>>,
 ) -> Result<Assembled, Error> {
-    let types = Types::of(options);
+    let types = match request.attestations.is_empty() {
+        true => Types::of(options),
+        // Docker's types know nothing of statements.
+        false => Types::Oci,
+    };
     let images = built.iter().map(|built| one(engine, built, options, types, task, ready));
     let images = images.collect::<Result<Vec<_>, Error>>()?;
-    let attached: Vec<Attached> = Vec::new();
+    let attached =
+        images.iter().zip(built).map(|(image, built)| attach::to_image(engine, request, built, image, options.oci_artifact));
+    let attached: Vec<Attached> = attached.filter_map(Result::transpose).collect::<Result<_, Error>>()?;
+    for attached in &attached {
+        task.status_done(&format!("exporting attestation manifest {}", attached.descriptor.digest), 0, None);
+    }
     match images.as_slice() {
         [only] if attached.is_empty() => {
             let descriptor = only.descriptor.clone();

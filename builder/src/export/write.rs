@@ -9,7 +9,9 @@ use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
 use kiln_registry_client::{Client, ManifestName, Repository, Rule};
 use kiln_store::LayerRecord;
+use serde_json::Value;
 
+use crate::attest::attach;
 use crate::engine::Engine;
 use crate::error::{Error, ImageError};
 use crate::event::Task;
@@ -29,6 +31,8 @@ pub(crate) struct Written {
     pub(crate) descriptor: Option<Descriptor>,
     /// The names that it got.
     pub(crate) names: Vec<String>,
+    /// How it was built, for each platform, where somebody wants to know.
+    pub(crate) provenance: Vec<(Platform, Value)>,
 }
 
 /// Writes every output, in the order given.
@@ -41,6 +45,10 @@ pub(crate) fn write(engine: &Engine, request: &BuildRequest, built: &[Built]) ->
     }
     for output in &request.outputs {
         writer.output(output)?;
+    }
+    let asked = &request.attestations;
+    if writer.written.provenance.is_empty() && (asked.provenance.is_some() || asked.told.is_some()) {
+        writer.tell(None);
     }
     Ok(writer.written)
 }
@@ -90,6 +98,7 @@ impl Writer<'_> {
         if let [built] = self.built
             && is_lazy
             && options.wants_nothing()
+            && self.request.attestations.is_empty()
             && self.request.outputs.len() <= 1
         {
             let record = unpacked(self.engine, built, task)?;
@@ -128,6 +137,7 @@ impl Writer<'_> {
             keep(self.engine, record, &all, task)?;
         }
         self.written.config = image.config();
+        self.tell(Some(&image));
         self.written.descriptor = Some(image.descriptor.clone());
         // As they were typed: who pushes by digest goes on with the repository's name.
         let shown = |name: &Name| {
@@ -138,6 +148,16 @@ impl Writer<'_> {
             false => options.names.iter().map(shown).collect(),
         };
         Ok(Some(image))
+    }
+
+    /// Writes down how an image was built, or what had no manifest.
+    fn tell(&mut self, image: Option<&Assembled>) {
+        let asked = &self.request.attestations;
+        let told = self.built.iter().enumerate().filter_map(|(number, built)| {
+            let image = image.and_then(|image| image.images.get(number));
+            Some((built.platform.clone(), attach::told(asked, built, image)?))
+        });
+        self.written.provenance = told.collect();
     }
 
     /// Whether the store keeps what this output writes. It keeps every image unless an output says which.
@@ -154,7 +174,7 @@ impl Writer<'_> {
         if let Some((_, known)) = self.assembled.iter().find(|(other, _)| other.same_image(options)) {
             return Ok(Rc::clone(known));
         }
-        let made = Rc::new(assemble(self.engine, self.built, options, task, ready)?);
+        let made = Rc::new(assemble(self.engine, self.request, self.built, options, task, ready)?);
         self.assembled.push((options.clone(), Rc::clone(&made)));
         Ok(made)
     }

@@ -127,6 +127,8 @@ pub struct ImageOptions {
     pub insecure: bool,
     /// Layers that must not be distributed stay such layers.
     pub prefer_nondist_layers: bool,
+    /// What is said about it is in artifacts that refer to it, not in images of no platform.
+    pub oci_artifact: bool,
     /// The name of an image without a name is this, `@` and its digest.
     pub dangling_prefix: Option<String>,
 }
@@ -139,6 +141,7 @@ impl ImageOptions {
             && self.annotations == other.annotations
             && self.rewrite_timestamp == other.rewrite_timestamp
             && self.prefer_nondist_layers == other.prefer_nondist_layers
+            && self.oci_artifact == other.oci_artifact
     }
 
     /// Whether nothing is asked for that only a manifest can hold.

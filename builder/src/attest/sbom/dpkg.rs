@@ -1,5 +1,6 @@
 //! Hides dpkg's database: a file of stanzas, or one file a package as in images without dpkg itself (deb822(5), dpkg-query(1)).
 
+use super::license;
 use super::package::{Distribution, Package, Stanza, stanzas};
 
 /// The installed packages of a status file, or of a file of `status.d`.
@@ -42,8 +43,9 @@ pub fn licenses(copyright: &str) -> String {
     if !copyright.lines().take(5).any(|line| line.starts_with("Format:")) {
         return String::new();
     }
-    let mut names: Vec<String> =
-        stanzas(copyright).filter_map(|stanza| stanza.find("License").map(spdx)).filter(|name| !name.is_empty()).collect();
+    // One name that is prose must not make prose of all.
+    let names = stanzas(copyright).filter_map(|stanza| stanza.find("License").map(spdx)).filter(|name| !name.is_empty());
+    let mut names: Vec<String> = names.map(|name| license::expression(&name).0).collect();
     names.sort();
     names.dedup();
     let grouped = |name: &String| if names.len() > 1 && name.contains(" OR ") { format!("({name})") } else { name.clone() };
@@ -115,7 +117,7 @@ mod tests {
             ("Format: https://x/\n\nFiles: *\nLicense: GPL-2+\n text\n\nFiles: a\nLicense: Expat\n", "GPL-2.0-or-later AND MIT"),
             (
                 "Format: x\n\nFiles: *\nLicense: GPL-3 or Artistic\n\nLicense: LGPL-2.1+\n t\n",
-                "(GPL-3.0-only OR Artistic) AND LGPL-2.1-or-later",
+                "(GPL-3.0-only OR LicenseRef-Artistic) AND LGPL-2.1-or-later",
             ),
         ] {
             assert_eq!(licenses(text), expected);

@@ -5,7 +5,7 @@ const LICENSES: &str = include_str!("licenses.txt");
 /// What may follow `WITH`, likewise.
 const EXCEPTIONS: &str = include_str!("exceptions.txt");
 /// Longer texts are no expressions.
-const MAX_LENGTH: usize = 1000;
+const MAX_LENGTH: usize = 4000;
 
 /// A license as its metadata has it, as an expression that is valid in a document, and what it refers to there: id and text.
 ///
