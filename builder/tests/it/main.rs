@@ -24,6 +24,7 @@ mod modes;
 mod mounts;
 mod on_failure;
 mod ordinary;
+mod outputs;
 mod platform;
 mod progress;
 mod rebuild;

@@ -1,0 +1,263 @@
+//! What `--output` gives: several at once, each as it asked for; images of several platforms; and what a build matrix joins.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::support::home::{Home, finish};
+use crate::support::lab::{self, Registry, RegistryOptions};
+
+const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, \
+                      application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
+
+/// A document of a registry, by tag or digest.
+fn document(host: &str, repository: &str, name: &str) -> Value {
+    let client = reqwest::blocking::Client::builder().no_proxy().build().unwrap();
+    let url = format!("http://{host}/v2/{repository}/manifests/{name}");
+    let response = client.get(url).header("accept", ACCEPT).send().unwrap();
+    assert!(response.status().is_success(), "{repository} {name}: {response:?}");
+    response.json().unwrap()
+}
+
+fn read(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()
+}
+
+fn build(home: &Home, dockerfile: &str, args: &[&str]) -> crate::support::home::Outcome {
+    let context = home.context("c", dockerfile);
+    home.run([&["build", "--progress", "plain"], args, &[context.to_str().unwrap()]].concat())
+}
+
+/// The platforms of an index, in its order.
+fn platforms(index: &Value) -> Vec<String> {
+    let entries = index["manifests"].as_array().unwrap_or_else(|| panic!("no index: {index:#}"));
+    let platform = |entry: &Value| {
+        format!("{}/{}", entry["platform"]["os"].as_str().unwrap(), entry["platform"]["architecture"].as_str().unwrap())
+    };
+    entries.iter().map(platform).collect()
+}
+
+const PLAIN: &str = "FROM busybox\nCOPY Dockerfile /\n";
+
+/// Every output is what it asked for, and the files that tell of the build speak of the last one.
+#[test]
+fn several_outputs_of_one_build() {
+    let Some(home) = Home::in_mode("several_outputs_of_one_build") else { return };
+    let host = lab::registry().host();
+    let (plain, docker) = (format!("{host}/outputs/plain"), format!("{host}/outputs/docker"));
+    let image = format!("type=image,\"name={plain}:1,{plain}:2\",push=true,annotation.a=b,annotation-manifest-descriptor.c=d");
+    let types = format!("type=registry,name={docker}:1,oci-mediatypes=false,store=false,compression-level=1");
+    let args = ["-o", "type=oci,dest=a.tar", "-o", "type=oci,dest=lay,tar=false", "-o", &image, "-o", &types];
+    build(&home, PLAIN, &[&args[..], &["--metadata-file", "meta", "--iidfile", "iid"]].concat()).ok();
+
+    let pushed = document(host, "outputs/plain", "1");
+    assert_eq!(pushed, document(host, "outputs/plain", "2"));
+    assert_eq!(pushed["mediaType"], "application/vnd.oci.image.manifest.v1+json");
+    assert_eq!(pushed["annotations"], json!({"a": "b"}));
+    let other = document(host, "outputs/docker", "1");
+    let kinds = |at: &Value| at["mediaType"].as_str().unwrap().to_owned();
+    assert_eq!(kinds(&other), "application/vnd.docker.distribution.manifest.v2+json");
+    assert_eq!(kinds(&other["config"]), "application/vnd.docker.container.image.v1+json");
+    for layer in other["layers"].as_array().unwrap() {
+        assert_eq!(kinds(layer), "application/vnd.docker.image.rootfs.diff.tar.gzip");
+    }
+    // Packed otherwise, but the same image: its tars, and with them its configuration, are equal.
+    assert_eq!(pushed["config"]["digest"], other["config"]["digest"]);
+
+    let meta = read(&home.path("meta"));
+    assert_eq!(meta["image.name"], format!("{docker}:1"));
+    assert_eq!(meta["containerimage.config.digest"], other["config"]["digest"]);
+    assert_eq!(std::fs::read_to_string(home.path("iid")).unwrap(), other["config"]["digest"].as_str().unwrap());
+    assert_eq!(meta["containerimage.descriptor"]["digest"], meta["containerimage.digest"]);
+    // What is not to be kept is not kept.
+    home.run(["inspect", &format!("{plain}:1")]).ok();
+    home.run(["inspect", &format!("{docker}:1")]).fails(1);
+
+    let digests: Vec<Value> = ["oci-archive:a.tar", "oci:lay"]
+        .into_iter()
+        .map(|place| {
+            let mut command = Command::new("skopeo");
+            finish(command.args(["inspect", "--raw", place]).current_dir(home.path(""))).ok().json().remove(0)
+        })
+        .collect();
+    assert_eq!(digests[0], digests[1]);
+    assert_eq!(digests[0]["layers"], pushed["layers"]);
+}
+
+/// A folder keeps the images of others, and a name in it means what was written last.
+#[test]
+fn a_layout_is_added_to() {
+    let home = Home::new();
+    let output = |dest: &str| format!("type=oci,tar=false,dest={dest}");
+    build(&home, PLAIN, &["-t", "one", "-o", &output("lay")]).ok();
+    let before = read(&home.path("lay/index.json"));
+    let layer = home.path("lay/blobs/sha256");
+    let mtimes = |folder: &Path| -> std::collections::BTreeMap<_, _> {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+        entries.map(|entry| (entry.file_name(), entry.metadata().unwrap().modified().unwrap())).collect()
+    };
+    let old = mtimes(&layer);
+    build(&home, "FROM busybox\nLABEL a=b\n", &["-t", "two", "-o", &output("lay")]).ok();
+    build(&home, "FROM busybox\nLABEL a=c\n", &["-t", "two", "-o", &output("lay")]).ok();
+    let after = read(&home.path("lay/index.json"));
+    let names: Vec<&Value> =
+        after["manifests"].as_array().unwrap().iter().map(|entry| &entry["annotations"]["io.containerd.image.name"]).collect();
+    assert_eq!(names, ["docker.io/library/one:latest", "docker.io/library/two:latest"]);
+    assert_eq!(after["manifests"][0], before["manifests"][0]);
+    let new = mtimes(&layer);
+    assert!(old.iter().all(|(name, time)| new.get(name) == Some(time)), "blobs that were there are not written again");
+    assert!(!new.keys().any(|name| name.to_string_lossy().starts_with('.')), "{new:?}");
+}
+
+const CROSS: &str = "FROM --platform=$BUILDPLATFORM multiarch AS tool\nRUN echo once > /once\n\
+                     FROM multiarch\nARG TARGETARCH\nCOPY --from=tool /once /\nCOPY Dockerfile /$TARGETARCH\n";
+
+/// One build, an index in the order of the flag; what both need is done once; the store keeps it all.
+#[test]
+fn several_platforms_in_one_build() {
+    let Some(home) = Home::in_mode("several_platforms_in_one_build") else { return };
+    let host = lab::registry().host();
+    let name = format!("{host}/outputs/multi:1");
+    let annotations = ["--annotation", "index:a=b", "--annotation", "manifest-descriptor[linux/arm64]:c=d"];
+    let args = ["--platform", "linux/arm64,linux/amd64", "-t", &name, "--push", "--metadata-file", "meta", "--iidfile", "iid"];
+    let done = build(&home, CROSS, &[&args[..], &annotations].concat()).ok();
+    done.says(&[
+        "[linux/arm64 stage-1 3/3] COPY Dockerfile /arm64",
+        "[linux/amd64 stage-1 3/3]",
+        "[linux/amd64->arm64 tool 2/2]",
+    ]);
+    let index = document(host, "outputs/multi", "1");
+    assert_eq!(platforms(&index), ["linux/arm64", "linux/amd64"]);
+    assert_eq!((&index["annotations"], &index["manifests"][0]["annotations"]), (&json!({"a": "b"}), &json!({"c": "d"})));
+    assert!(index["manifests"][1]["annotations"].is_null());
+    let meta = read(&home.path("meta"));
+    assert!(meta["containerimage.config.digest"].is_null(), "{meta:#}");
+    assert_eq!(meta["containerimage.descriptor"]["mediaType"], index["mediaType"]);
+    assert_eq!(meta["containerimage.digest"].as_str().unwrap(), std::fs::read_to_string(home.path("iid")).unwrap());
+    // Layers that both have are one.
+    let layers = |at: usize| {
+        document(host, "outputs/multi", index["manifests"][at]["digest"].as_str().unwrap())["layers"].as_array().unwrap().clone()
+    };
+    let (arm, amd) = (layers(0), layers(1));
+    assert_eq!(arm[1]["digest"], amd[1]["digest"], "what the tool made is the same");
+    assert_ne!(arm[0]["digest"], amd[0]["digest"]);
+
+    // The store: one name, the image for this machine unless another is named, and a base for either.
+    let image = |platform: &[&str]| home.run([&["inspect"], platform, &[name.as_str()]].concat()).ok().json().remove(0);
+    assert_eq!(image(&[])["Architecture"], "amd64");
+    assert_eq!(image(&["--platform", "linux/arm64"])["Architecture"], "arm64");
+    assert_eq!(image(&[])["Descriptor"]["digest"], meta["containerimage.digest"]);
+    home.run(["inspect", "--platform", "linux/s390x", &name]).fails(4).says(&["linux/arm64, linux/amd64"]);
+    home.run(["prune", "-f", "--all"]).ok();
+    let child = format!("FROM {name}\nARG TARGETARCH\nCOPY --from={name} /$TARGETARCH /seen\n");
+    build(&home, &child, &["--platform", "linux/arm64,linux/amd64", "-t", "child"]).ok();
+
+    // Through an archive, and back to a registry: the same bytes.
+    home.run(["save", "--format", "oci", "-o", "all.tar", &name]).ok();
+    home.run(["save", "-o", "one.tar", "--platform", "linux/arm64", &name]).ok();
+    let other = Home::new();
+    other.run(["load", "-i", home.path("all.tar").to_str().unwrap()]).ok();
+    let again = format!("{host}/outputs/again:1");
+    other.run(["tag", &name, &again]).ok();
+    other.run(["push", &again]).ok();
+    assert_eq!(document(host, "outputs/again", "1"), index);
+    other.run(["push", "--platform", "linux/arm64", &again]).ok();
+    assert_eq!(document(host, "outputs/again", "1")["config"]["digest"], image(&["--platform", "linux/arm64"])["Id"]);
+    // By way of a pull.
+    let third = Home::new();
+    third.run(["pull", "--all-platforms", &name]).ok();
+    let copy = format!("{host}/outputs/copy:1");
+    third.run(["tag", &name, &copy]).ok();
+    third.run(["push", &copy]).ok();
+    assert_eq!(document(host, "outputs/copy", "1"), index);
+    third.run(["rmi", &name, &copy]).ok();
+    // What others make of it.
+    let mut skopeo = Command::new("skopeo");
+    skopeo.args(["copy", "-q", "--all", "oci-archive:all.tar", "dir:theirs"]).current_dir(home.path(""));
+    finish(&mut skopeo).ok();
+    build(&home, PLAIN, &["--platform", "linux/arm64,linux/amd64", "-o", "type=docker,dest=x.tar"])
+        .fails(125)
+        .says(&["docker exporter does not currently support exporting manifest lists"]);
+    // One platform fails, and with it the build.
+    let broken = "FROM multiarch\nARG TARGETARCH\nCOPY Dockerfile /$TARGETARCH/\nCOPY --from=multiarch /none-$TARGETARCH /\n";
+    build(&home, broken, &["--platform", "linux/arm64,linux/amd64"]).fails(1).says(&["/none-"]);
+}
+
+/// Each part of a matrix pushes by digest what it built; then the parts become one name, across repositories and registries.
+#[test]
+fn a_matrix_is_joined() {
+    let (host, home) = (lab::registry().host(), Home::new());
+    let far = Registry::start(&RegistryOptions::default());
+    let places = [format!("{host}/matrix/app"), format!("{host}/matrix/other"), format!("{}/app", far.host())];
+    let mut digests = Vec::new();
+    for (place, platform) in places.iter().zip(["linux/amd64", "linux/arm64", "linux/arm64"]) {
+        let output = format!("type=image,name={place},push-by-digest=true,name-canonical=true,push=true");
+        let line = format!("FROM multiarch\nCOPY Dockerfile /\nLABEL place={place}\n");
+        build(&home, &line, &["--platform", platform, "-o", &output, "--metadata-file", "meta"]).ok();
+        let digest = read(&home.path("meta"))["containerimage.digest"].as_str().unwrap().to_owned();
+        home.run(["inspect", &format!("{place}@{digest}")]).ok();
+        digests.push(digest);
+    }
+    let tags = reqwest::blocking::get(format!("http://{host}/v2/matrix/app/tags/list")).unwrap().status();
+    assert_eq!(tags.as_u16(), 404, "nothing has a tag yet");
+
+    let joiner = Home::new();
+    let target = format!("{host}/matrix/app:1");
+    let parts: Vec<String> = places.iter().zip(&digests).map(|(place, digest)| format!("{place}@{digest}")).collect();
+    let create = |args: &[&str]| joiner.run([&["manifest", "create", "--progress", "plain"], args].concat());
+    let dry = create(&["--dry-run", &target, &parts[0], &parts[1]]).ok().json().remove(0);
+    create(&[&target, &parts[0], &parts[1], "--annotation", "index:a=b"]).ok();
+    let index = document(host, "matrix/app", "1");
+    assert_eq!(index["manifests"], dry["manifests"]);
+    assert_eq!(
+        (platforms(&index), &index["annotations"]),
+        (vec!["linux/amd64".into(), "linux/arm64".into()], &json!({"a": "b"}))
+    );
+    let requests = lab::registry().requests("matrix/app");
+    let from_there = requests.iter().filter(|r| r.contains("from=matrix") && r.ends_with(" 201")).count();
+    assert!(from_there >= 2, "what the other repository has is linked: {requests:#?}");
+
+    // From another registry: copied, and the new arm64 takes the place of the old one.
+    create(&["--amend", &target, &parts[2]]).ok();
+    let index = document(host, "matrix/app", "1");
+    let found: Vec<&str> = index["manifests"].as_array().unwrap().iter().map(|m| m["digest"].as_str().unwrap()).collect();
+    assert_eq!(found, [digests[0].as_str(), digests[2].as_str()]);
+    // A bare digest is of the target's repository; several names; one platform only.
+    let (two, three) = (format!("{host}/matrix/app:2"), format!("{host}/matrix/third:3"));
+    create(&["-t", &two, "-t", &three, "--platform", "linux/arm64", &target]).ok();
+    for (repository, tag) in [("matrix/app", "2"), ("matrix/third", "3")] {
+        assert_eq!(platforms(&document(host, repository, tag)), ["linux/arm64"]);
+    }
+    create(&["--append", &two, &digests[0]]).ok();
+    assert_eq!(platforms(&document(host, "matrix/app", "2")), ["linux/arm64", "linux/amd64"]);
+    // The metadata of a build says it all.
+    create(&["-f", home.path("meta").to_str().unwrap(), "-t", &format!("{host}/matrix/app:4"), "--prefer-index=false"]).ok();
+    assert_eq!(document(host, "matrix/app", "4")["mediaType"], "application/vnd.oci.image.manifest.v1+json");
+    // From the store.
+    joiner.build("local", "FROM multiarch\nLABEL local=1\n").ok();
+    create(&[&format!("{host}/matrix/app:5"), "local", &parts[1]]).ok();
+    assert_eq!(platforms(&document(host, "matrix/app", "5")), ["linux/amd64", "linux/arm64"]);
+
+    let shown = joiner.run(["manifest", "inspect", &target]).ok().stdout;
+    for text in ["MediaType: application/vnd.oci.image.index.v1+json", "Platform:    linux/arm64", &digests[2]] {
+        assert!(shown.contains(text), "{shown}");
+    }
+    let raw = joiner.run(["manifest", "inspect", "--raw", &target]).ok().json().remove(0);
+    assert_eq!(raw, index);
+    let images = joiner.run(["manifest", "inspect", "--format", "{{json .Image}}", &target]).ok().json().remove(0);
+    assert_eq!(images["linux/arm64"]["config"]["Labels"]["place"], places[2]);
+    // Others read it.
+    for arch in ["amd64", "arm64"] {
+        let mut skopeo = Command::new("skopeo");
+        skopeo.args(["--override-arch", arch, "inspect", "--tls-verify=false", &format!("docker://{target}")]);
+        assert_eq!(finish(&mut skopeo).ok().json()[0]["Architecture"], arch);
+    }
+    let image = Home::new();
+    image.build("child", &format!("FROM {target}\nRUN test -f /Dockerfile\n")).ok();
+
+    create(&[&target, &format!("{host}/matrix/none:1")]).fails(4);
+    create(&["--platform", "linux/s390x", &target, &parts[0]]).fails(4).says(&["no image for linux/s390x"]);
+    create(&["--append", &format!("{host}/matrix/app:none"), &parts[0]]).fails(4);
+    create(&[&target]).fails(125).says(&["there is nothing to join"]);
+}
