@@ -312,6 +312,14 @@ pub enum ImageError {
         /// Which one.
         digest: String,
     },
+    /// Two platforms have a file of the same name, and one folder.
+    #[error("cannot overwrite `{path}` from {} with that of {} when `platform-split` is off", platforms[0], platforms[1])]
+    SameFile {
+        /// The file.
+        path: String,
+        /// The platforms.
+        platforms: [String; 2],
+    },
     /// A layer of a base can't be packed anew.
     #[error("cannot change the form of the layer {digest}")]
     Repack {

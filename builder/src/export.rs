@@ -3,6 +3,8 @@
 pub mod archive;
 pub mod assemble;
 pub mod daemon;
+pub(crate) mod destination;
+pub(crate) mod files;
 pub(crate) mod folder;
 pub mod form;
 pub(crate) mod layout;

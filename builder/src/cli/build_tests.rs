@@ -202,7 +202,10 @@ fn mistakes() {
         ("--ulimit nofile=many /", "invalid --ulimit `nofile=many`: a limit is a number"),
         ("--ulimit nofile=2:1 /", "invalid --ulimit `nofile=2:1`: the soft limit is above the hard one"),
         ("--provenance=max /", "invalid attestation `type=provenance,max`"),
-        ("--allow device /", "`--allow device` is not supported: it is one of network.host, security.insecure"),
+        (
+            "--allow device /",
+            "`--allow device` is not supported: it is one of network.host, security.insecure, buildx.local.delete",
+        ),
         ("-f x -", "cannot use `-f x` when the Dockerfile comes from standard input"),
         ("--build-arg =x /", "invalid build argument `=x`"),
         ("--build-arg= /", "invalid build argument ``: it has no name"),

@@ -37,8 +37,12 @@ pub(crate) fn grants(args: &BuildArgs, environment: &Environment) -> Result<Gran
             "security.insecure" => grants.insecure = true,
             // RUN has the host's network without being asked.
             "network.host" => {}
+            // Of outputs, not of steps.
+            "buildx.local.delete" => {}
             other => {
-                let message = format!("`--allow {other}` is not supported: it is one of network.host, security.insecure");
+                let message = format!(
+                    "`--allow {other}` is not supported: it is one of network.host, security.insecure, buildx.local.delete"
+                );
                 return Err(Failure::usage(message));
             }
         }

@@ -1,7 +1,7 @@
 //! Hides the grammar of `--output`, `--push` and `--load`: which outputs a build has, and what each is told.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kiln::export::{CompressionChoice, CompressionKind};
 use kiln::request::{Annotations, ArchiveFormat, Destination, FilesForm, FolderMode, ImageOptions, Name, Output, Scope};
@@ -70,6 +70,7 @@ pub(super) fn parse(
             "write `--output type=oci,dest=FILE`, or build for one platform",
         ));
     }
+    check_deletion(&outputs, &args.allow)?;
     Ok(Outputs { tags: tags.into_iter().map(|name| name.reference).collect(), outputs })
 }
 
@@ -209,16 +210,48 @@ fn files(keys: &mut Keys<'_>, tar: bool) -> Result<Output, Failure> {
     let form = if tar { FilesForm::Tar } else { FilesForm::Folder(mode) };
     let platform_split = keys.flag("platform-split", true)?;
     let attestation_prefix = keys.take("attestation-prefix").unwrap_or_default();
-    // The owner of these outputs takes this line away.
-    not_yet(keys.spec)?;
     Ok(Output::Files { form, dest, platform_split, attestation_prefix })
 }
 
-fn not_yet(spec: &str) -> Result<(), Failure> {
-    Err(Failure::usage_hint(
-        format!("output `{spec}` is not supported yet: kiln exports images, not their files"),
-        "write `--output type=oci,dest=FILE` or `--output type=docker,dest=FILE`",
-    ))
+/// A folder of which what isn't in the result goes away must lie below the current one, unless that is allowed: a slip of the
+/// finger there costs a home (buildx, `--allow=buildx.local.delete`).
+fn check_deletion(outputs: &[Output], allow: &[String]) -> Result<(), Failure> {
+    if allow.iter().flat_map(|list| list.split(',')).any(|entitlement| entitlement == "buildx.local.delete") {
+        return Ok(());
+    }
+    for output in outputs {
+        let Output::Files { form: FilesForm::Folder(FolderMode::Delete), dest: Destination::Folder(path), .. } = output else {
+            continue;
+        };
+        let below = std::env::current_dir().and_then(|here| Ok((here.canonicalize()?, resolved(path)?)));
+        if !below.is_ok_and(|(here, path)| path != here && path.starts_with(here)) {
+            return Err(Failure::usage_hint(
+                format!("mode=delete would take away what is in {}, which is not below the current folder", path.display()),
+                "write `--allow=buildx.local.delete` if that is meant",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Where a path leads whose last names need not exist yet.
+fn resolved(path: &Path) -> std::io::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    let mut missing = Vec::new();
+    let mut there = path.as_path();
+    loop {
+        match there.canonicalize() {
+            // `..` after a name that isn't there could lead anywhere once it is.
+            Ok(_) if missing.iter().any(|name| name == "..") => return Err(std::io::ErrorKind::NotFound.into()),
+            Ok(found) => return Ok(missing.iter().rev().fold(found, |path, name| path.join(name))),
+            Err(error) => {
+                let last = there.components().next_back().map(|last| last.as_os_str().to_owned());
+                let (Some(above), Some(last)) = (there.parent(), last) else { return Err(error) };
+                missing.push(last);
+                there = above;
+            }
+        }
+    }
 }
 
 /// The keys that all images have.

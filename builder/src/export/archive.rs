@@ -1,8 +1,7 @@
 //! Hides how an image lies in a tar: an OCI image layout, with Docker's `manifest.json` beside it when `docker load` is to read it.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{Read, Write};
 use std::path::Path;
 
 use kiln_oci::descriptor::Descriptor;
@@ -16,7 +15,7 @@ use crate::engine::Engine;
 use crate::error::{Error, ImageError};
 use crate::event::Task;
 use crate::export::assemble::Assembled;
-use crate::export::{folder, stored};
+use crate::export::{destination, folder, stored};
 use crate::ops::source::fetch_layer;
 use crate::request::{ArchiveFormat, Destination};
 use crate::transfer::{PackedImage, is_own};
@@ -83,34 +82,13 @@ pub(crate) fn write(
         return folder::write(engine, members, format, folder, task);
     }
     task.status("sending tarball", 0, None);
-    match dest {
-        Destination::Stdout => {
-            let mut out = BufWriter::with_capacity(1 << 20, io::stdout().lock());
-            write_to(engine, members, format, &mut out)?;
-            out.flush().map_err(Error::output(Path::new("-")))?;
-        }
-        Destination::File(path) | Destination::Folder(path) => {
-            let folder = match path.parent() {
-                Some(folder) if !folder.as_os_str().is_empty() => folder,
-                _ => Path::new("."),
-            };
-            let draft = tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder).map_err(Error::output(path))?;
-            let mut out = BufWriter::with_capacity(1 << 20, draft.as_file());
-            write_to(engine, members, format, &mut out)?;
-            out.flush().map_err(Error::output(path))?;
-            drop(out);
-            share(draft.as_file()).map_err(Error::output(path))?;
-            draft.persist(path).map_err(|e| Error::output(path)(e.error))?;
-        }
-    }
+    let path = match dest {
+        Destination::Stdout => None,
+        Destination::File(path) | Destination::Folder(path) => Some(path.as_path()),
+    };
+    destination::write(path, |out| write_to(engine, members, format, out))?;
     task.status_done("sending tarball", 0, None);
     Ok(())
-}
-
-/// Temporary files are private; what a person asked for has the mode that their umask gives.
-fn share(file: &File) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
 }
 
 fn write_to(engine: &Engine, members: &[Member<'_>], format: ArchiveFormat, out: &mut dyn Write) -> Result<(), Error> {

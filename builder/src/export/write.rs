@@ -18,8 +18,9 @@ use crate::event::Task;
 use crate::export::archive::{self, Member};
 use crate::export::assemble::{Assembled, Built, assemble, keep, unpacked};
 use crate::export::daemon::{self, Reached};
+use crate::export::files;
 use crate::export::pack::Ready;
-use crate::request::{ArchiveFormat, BuildRequest, ImageOptions, Name, Output};
+use crate::request::{ArchiveFormat, BuildRequest, FilesForm, ImageOptions, Name, Output};
 use crate::transfer::{Ahead, push_image, push_layer};
 
 /// What the outputs gave.
@@ -44,6 +45,15 @@ pub(crate) fn write(engine: &Engine, request: &BuildRequest, built: &[Built]) ->
         writer.output(&Output::Image { push: false, store: true, options })?;
     }
     for output in &request.outputs {
+        if let Output::Files { form, dest, platform_split, .. } = output {
+            let name = if *form == FilesForm::Tar { "exporting to client tarball" } else { "exporting to client directory" };
+            let task = engine.events.start(name);
+            let wanted = files::Wanted { form: *form, dest, platform_split: *platform_split, clock: request.clock };
+            // (The attestations go here, one list a platform.)
+            let done = files::write(engine, built, &[], &wanted, &task);
+            task.end_with(done)?;
+            continue;
+        }
         writer.output(output)?;
     }
     let asked = &request.attestations;

@@ -13,6 +13,8 @@ mod conformance;
 mod contexts;
 mod credentials;
 mod errors;
+mod files_out;
+mod forms;
 mod handover;
 mod hosts;
 mod interop;
