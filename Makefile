@@ -1,7 +1,7 @@
 # The two commands to begin with are `make demo` and `make test`; each installs what it needs (Debian or Ubuntu, with
 # Rust there; as root or with sudo).
 
-.PHONY: torture demo test record bench bench-step static fuzz lint clean-test
+.PHONY: torture demo test record bench bench-push bench-step static fuzz lint clean-test
 
 # From a Dockerfile to a pushed image, with a real registry on loopback.
 demo:
@@ -35,6 +35,12 @@ bench:
 	testdata/tools/setup.sh bench
 	cargo build --release --bin kiln
 	testdata/tools/bench.py $${CARGO_TARGET_DIR:-target}/release/kiln $(ARGS)
+
+# kiln push against docker push and buildah push: 800 MB in 8 layers, gzip, a registry on loopback. On a quiet machine.
+bench-push:
+	testdata/tools/setup.sh bench
+	cargo build --release --bin kiln
+	testdata/tools/push.py $${CARGO_TARGET_DIR:-target}/release/kiln --require 4 1.5 $(ARGS)
 
 # What one RUN step costs besides its command, as root and as an ordinary user, beside `runc run`. On a quiet machine.
 bench-step:

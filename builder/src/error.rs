@@ -365,7 +365,7 @@ impl Error {
             }
             Error::Step { cause, .. } | Error::Unplaced(cause) => cause.kind(),
             // It is not a registry's fault that the store has no such image.
-            Error::Image(ImageError::NotFound { .. }) => Kind::Build,
+            Error::Image(ImageError::NotFound { .. } | ImageError::SameFile { .. }) => Kind::Build,
             Error::Registry(_)
             | Error::Image(_)
             | Error::Daemon(_)

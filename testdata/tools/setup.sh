@@ -13,6 +13,7 @@ cc gcc"
 peers="/usr/bin/docker docker.io
 umoci umoci
 podman podman
+buildah buildah
 htpasswd apache2-utils
 openssl openssl
 ssh-agent openssh-client
