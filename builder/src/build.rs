@@ -20,6 +20,7 @@ use crate::bases::{Missing, ResolvedBases};
 use crate::context::source::{self, Access, Located};
 use crate::context::{self, Context, ContextError};
 use crate::engine::Engine;
+use crate::epoch;
 use crate::error::{Error, StepError};
 use crate::export::assemble::Built;
 use crate::export::daemon;
@@ -355,7 +356,7 @@ pub(crate) fn load_main_ignore(engine: &Engine, main: &Located, dockerfile: Opti
 }
 
 /// Makes a folder of a context, which takes a while unless it's one.
-fn locate(engine: &Engine, request: &BuildRequest, source: &ContextSource, name: &str) -> Result<Located, Error> {
+pub(crate) fn locate(engine: &Engine, request: &BuildRequest, source: &ContextSource, name: &str) -> Result<Located, Error> {
     let task = match source {
         ContextSource::Folder(_) | ContextSource::Empty => None,
         _ => Some(engine.events.start(name)),
@@ -380,7 +381,7 @@ fn lacking(engine: &Engine, request: &BuildRequest) -> Vec<&'static str> {
     }
 }
 
-fn access(request: &BuildRequest) -> Access<'_> {
+pub(crate) fn access(request: &BuildRequest) -> Access<'_> {
     Access { environment: &request.git, grants: &request.grants, pins: &request.pins }
 }
 
@@ -465,7 +466,7 @@ pub(crate) fn lower_all(
 ) -> Result<(Box<kiln_frontend::Build>, ResolvedBases), Rejected> {
     let language = &request.language;
     let mut bases = ResolvedBases::new(request.platforms.len() > 1);
-    let options = LowerOptions {
+    let mut options = LowerOptions {
         build_args: language.build_args.clone(),
         target: language.target.clone(),
         labels: language.labels.clone(),
@@ -487,6 +488,20 @@ pub(crate) fn lower_all(
         engine.check()?;
         match lower(parsed, source, &options, &bases.known) {
             Ok(Lowered::Build(build)) => return Ok((build, bases)),
+            Ok(Lowered::NeedsTime { source: of, span }) => {
+                let task = engine.events.start("[internal] resolve SOURCE_DATE_EPOCH");
+                let found = epoch::time_of(engine, request, &of);
+                let time = task.end_with(found).map_err(|error| match (error, span) {
+                    (Error::Unplaced(cause), Some(span)) => Error::Step {
+                        name: "[internal] resolve SOURCE_DATE_EPOCH".to_owned(),
+                        location: Some((Arc::clone(source), span)),
+                        meant: None,
+                        cause,
+                    },
+                    (error, _) => error,
+                })?;
+                options.source_epoch = Some(time);
+            }
             Ok(Lowered::Needs { images, warnings }) => {
                 bases.resolve(engine, &images, request.caching.pull, &request.pins).map_err(|missing| {
                     let Missing { request: wanted, error } = *missing;

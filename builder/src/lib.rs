@@ -11,6 +11,7 @@ pub mod cache_key;
 pub mod call;
 pub mod context;
 pub mod engine;
+mod epoch;
 pub mod error;
 pub mod event;
 pub mod export;

@@ -20,7 +20,7 @@ pub use diagnostic::{Diagnostic, Severity};
 pub use lint::Rule;
 pub use lower::{
     BaseImage, BaseRequest, Bases, Build, ImageTemplate, LowerOptions, Lowered, MAX_EPOCH, NamedContext, NamedKind, Outline,
-    OutlineArg, OutlineMount, context_name, lower,
+    OutlineArg, OutlineMount, TimeSource, context_name, lower,
 };
 pub use source::{MAX_LINE, Source, Span};
 pub use targets::{Target, targets};

@@ -1,5 +1,6 @@
 //! Hides the walk from stages, arguments and base images to a graph.
 
+mod epoch;
 mod outline;
 mod plan;
 mod ports;
@@ -20,6 +21,8 @@ use crate::graph::{CopyFrom, Graph, MountFrom, MountKind, NetworkMode, Op, Verte
 use crate::ignore::PatternMatcher;
 use crate::lint::Config;
 use crate::source::{Source, Span};
+use epoch::{EPOCH, Wanted};
+pub use epoch::{MAX_EPOCH, TimeSource};
 pub use outline::{Outline, OutlineArg, OutlineMount};
 use plan::{Plan, build_arg};
 use stage::Lowering;
@@ -32,6 +35,8 @@ pub struct LowerOptions {
     /// What the build argument `SOURCE_DATE_EPOCH=context` stands for: when the main context was made, in seconds since 1970. A
     /// folder has no such time.
     pub context_epoch: Option<u64>,
+    /// The time that [`Lowered::NeedsTime`] asked for; what it asked about may have none.
+    pub source_epoch: Option<Option<u64>>,
     /// `--target`: the name of a stage, or its number.
     pub target: Option<String>,
     /// `--label`; they beat the Dockerfile's.
@@ -67,6 +72,7 @@ impl Default for LowerOptions {
         LowerOptions {
             build_args: Vec::new(),
             context_epoch: None,
+            source_epoch: None,
             target: None,
             labels: Vec::new(),
             build_platform: Platform::host(),
@@ -162,6 +168,13 @@ pub enum Lowered {
         /// The build checks that fired so far, which is all there is to tell when an image can't be had.
         warnings: Vec<Diagnostic>,
     },
+    /// The time of something must be handed in first: `SOURCE_DATE_EPOCH` names it.
+    NeedsTime {
+        /// Of what.
+        source: TimeSource,
+        /// The instruction that fetches it.
+        span: Option<Span>,
+    },
     /// The build.
     Build(Box<Build>),
 }
@@ -216,15 +229,24 @@ pub fn lower(parsed: &Parsed, source: &Source, options: &LowerOptions, bases: &B
         errors
     };
     let mut plan = Plan::new(parsed, options).map_err(reject)?;
-    if epoch_value(options, &plan) == Some("context") {
+    let epoch = epoch::wanted(parsed, options, &plan).map_err(|error| reject(vec![error]))?;
+    let time = match &epoch {
+        None | Some(Wanted::At(_)) => None,
+        Some(Wanted::MainContext) => Some(options.context_epoch),
+        Some(Wanted::Nothing) => Some(None),
+        Some(Wanted::Of(source, span)) => match options.source_epoch {
+            Some(time) => Some(time),
+            None => return Ok(Lowered::NeedsTime { source: source.clone(), span: *span }),
+        },
+    };
+    if let Some(time) = time {
         // From here on as if the time had been given: that is what stages see, too.
-        let time = options.context_epoch.map_or_else(String::new, |seconds| seconds.to_string());
         let mut options = options.clone();
-        options.build_args.push((EPOCH.to_owned(), time));
+        options.build_args.push((EPOCH.to_owned(), time.map_or_else(String::new, |seconds| seconds.to_string())));
         return lower(parsed, source, &options, bases);
     }
+    let epoch = epoch.and_then(|epoch| if let Wanted::At(seconds) = epoch { Some(seconds) } else { None });
     let images = plan.resolve(bases).map_err(|errors| reject(errors.into_iter().chain(plan.lints.clone()).collect()))?;
-    let epoch = epoch(parsed, options, &plan).map_err(|error| reject(vec![error]))?;
     if !images.is_empty() {
         return Ok(Lowered::Needs { images, warnings: lints(plan.lints) });
     }
@@ -276,30 +298,6 @@ pub fn lower(parsed: &Parsed, source: &Source, options: &LowerOptions, bases: &B
     let (graph, target_id) = prune(graph, target.parent);
     let image = ImageTemplate { base: target.base, config: image, history: target.history };
     Ok(Lowered::Build(Box::new(Build { graph, target: target_id, image, warnings, outline, epoch })))
-}
-
-/// The time of the build, from reproducible-builds.org.
-const EPOCH: &str = "SOURCE_DATE_EPOCH";
-
-/// The last second that `created` of an image can say: 9999-12-31T23:59:59Z (RFC 3339 has years of four digits).
-pub const MAX_EPOCH: u64 = 253_402_300_799;
-
-/// What `SOURCE_DATE_EPOCH` says, as a build argument or a global `ARG` (BuildKit dockerfile2llb, epoch.go).
-fn epoch_value<'v>(options: &'v LowerOptions, plan: &'v Plan<'_>) -> Option<&'v str> {
-    build_arg(options, EPOCH).or_else(|| plan.global_args.get(EPOCH)).filter(|value| !value.is_empty())
-}
-
-/// The time that it says. Of the names of sources it can say `context` alone; stages and named contexts are not there yet.
-fn epoch(parsed: &Parsed, options: &LowerOptions, plan: &Plan<'_>) -> Result<Option<u64>, Diagnostic> {
-    let Some(value) = epoch_value(options, plan) else { return Ok(None) };
-    let seconds = value.parse().ok().filter(|seconds| *seconds <= MAX_EPOCH);
-    seconds.map(Some).ok_or_else(|| {
-        let error = Diagnostic::error(format!("invalid {EPOCH}: {value}")).with_hint(
-            "give a number of seconds since 1970, before the year 10000, or `context` for the time of the build context",
-        );
-        let line = parsed.dockerfile.global_args.iter().rfind(|(args, _)| args.iter().any(|arg| arg.name == EPOCH));
-        line.map_or(error.clone(), |(_, span)| error.at(*span))
-    })
 }
 
 /// Only Docker's own language is built in.

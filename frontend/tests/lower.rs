@@ -2,8 +2,8 @@
 
 mod support;
 
-use kiln_frontend::graph::{Checksum, CopySource, Op, Vertex};
-use kiln_frontend::{NamedContext, NamedKind};
+use kiln_frontend::graph::{Checksum, ContextId, CopySource, Op, Vertex};
+use kiln_frontend::{NamedContext, NamedKind, TimeSource};
 use kiln_oci::reference::Reference;
 use support::{Fixture, dump};
 
@@ -339,6 +339,42 @@ fn a_global_epoch_is_the_time_of_the_build() {
         assert_eq!(fixture.lower(text).epoch, expected, "{text}");
     }
     assert_eq!(Fixture::default().lower("ARG SOURCE_DATE_EPOCH=context\nFROM scratch").epoch, None);
+}
+
+#[test]
+fn the_time_of_the_build_is_that_of_a_source() {
+    let context = |name: &str, kind| NamedContext { name: name.into(), kind };
+    let contexts = vec![context("files", NamedKind::Files), context("image", NamedKind::Image(Reference::parse("x").unwrap()))];
+    let http = |url: &str, checksum: Option<&str>| {
+        let checksum = checksum.map(|c| kiln_oci::digest::Digest::parse(c).unwrap());
+        Some(TimeSource::Http { url: url.into(), checksum })
+    };
+    let git =
+        |url: &str, checksum: Option<&str>| Some(TimeSource::Git { url: url.into(), checksum: checksum.map(str::to_owned) });
+    let zeros = format!("sha256:{}", "0".repeat(64));
+    let with_checksum = format!("ADD --checksum={zeros} https://h/f /");
+    for (value, stage, expected) in [
+        ("files", "", Some(TimeSource::Context(ContextId::Named(0)))),
+        // A context takes the place of a stage of its name, and an image has no time.
+        ("files", "ADD https://h/f /", Some(TimeSource::Context(ContextId::Named(0)))),
+        ("image", "", None),
+        ("times", "ADD https://h/f /", http("https://h/f", None)),
+        ("TIMES", &with_checksum, http("https://h/f", Some(&zeros))),
+        ("times", "ARG V=2\nADD https://h/$V/f /", http("https://h/2/f", None)),
+        ("times", "ARG G\nADD https://h/${G:-none} /", http("https://h/given", None)),
+        ("times", "ADD https://h/r.git#v1 /", git("https://h/r.git#v1", None)),
+        ("times", "ADD --checksum=ABC git@h:r.git /", git("git@h:r.git", Some("abc"))),
+        ("times", "ADD --keep-git-dir=true https://h/r /", git("https://h/r", None)),
+    ] {
+        let name = if value == "files" { "files" } else { "times" };
+        let stage = if stage.is_empty() { String::new() } else { format!("FROM scratch AS {name}\n{stage}\n") };
+        let text = format!("ARG G=given\nARG SOURCE_DATE_EPOCH={value}\n{stage}FROM scratch AS last\nARG SOURCE_DATE_EPOCH\n");
+        let fixture = Fixture { contexts: contexts.clone(), ..Fixture::default() };
+        assert_eq!(fixture.time_source(&text), expected, "{text}");
+        assert_eq!(fixture.lower(&text).epoch, expected.map(|_| 1_700_000_000), "{text}");
+        let given = Fixture { build_args: vec![("SOURCE_DATE_EPOCH".into(), "7".into())], ..fixture };
+        assert_eq!((given.time_source(&text), given.lower(&text).epoch), (None, Some(7)), "{text}");
+    }
 }
 
 #[test]

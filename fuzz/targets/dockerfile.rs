@@ -102,9 +102,15 @@ fn sound(source: &Source, build: &Build) {
 
 fn lowered(parsed: &Parsed, source: &Source, options: &LowerOptions) -> Result<Build, Vec<Diagnostic>> {
     let mut bases = Bases::default();
+    let mut options = options.clone();
     // The triggers of an image may ask for more, but nothing is asked for twice.
     loop {
-        match lower(parsed, source, options, &bases)? {
+        match lower(parsed, source, &options, &bases)? {
+            Lowered::NeedsTime { span, .. } => {
+                assert!(options.source_epoch.is_none(), "the time was handed in");
+                span.into_iter().for_each(|span| lies_in(source, span));
+                options.source_epoch = Some(None);
+            }
             Lowered::Build(build) => return Ok(*build),
             Lowered::Needs { images, warnings } => {
                 assert!(!images.is_empty());

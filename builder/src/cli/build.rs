@@ -127,11 +127,13 @@ pub(super) fn request(
     {
         build_args.push((EPOCH.to_owned(), value));
     }
-    let clock = match build_args.iter().find(|(key, value)| key == EPOCH && !matches!(value.as_str(), "" | "context")) {
+    // What is no number is `context` or a name, which the Dockerfile has to know.
+    let is_number = |value: &str| !value.is_empty() && value.trim_start_matches(['-', '+']).bytes().all(|b| b.is_ascii_digit());
+    let clock = match build_args.iter().find(|(key, value)| key == EPOCH && is_number(value)) {
         Some((_, value)) => {
             let seconds = value.parse().ok().filter(|seconds| *seconds <= kiln_frontend::MAX_EPOCH);
             let invalid = || {
-                let what = "it is a number of seconds since 1970, before the year 10000, or `context`";
+                let what = "it is a number of seconds since 1970, before the year 10000";
                 Failure::usage(format!("invalid {EPOCH} `{value}`: {what}"))
             };
             SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.ok_or_else(invalid)?)

@@ -123,6 +123,15 @@ pub(crate) fn locate(
     }
 }
 
+/// When what an address gave was made: what its server says, or else its newest file if it is an archive.
+pub(crate) fn time_of(engine: &Engine, fetched: &http::Fetched) -> Result<Option<u64>, ContextError> {
+    let said = fetched.last_modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs());
+    match said {
+        None if begins_as_archive(fetched.open()?) => Ok(unpack(engine, fetched.open()?, &fetched.shown)?.1),
+        said => Ok(said),
+    }
+}
+
 fn read_text(file: File) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     file.take(MAX_TEXT + 1).read_to_end(&mut text)?;

@@ -232,7 +232,43 @@ fn a_context_tells_the_time_of_the_build() {
     said(given("SOURCE_DATE_EPOCH=context", &r.url("repo")), "1700000000");
     said(given("SOURCE_DATE_EPOCH=77", &r.url("repo")), "77");
     said(given("SOURCE_DATE_EPOCH=context", context.to_str().unwrap()), "");
-    given("SOURCE_DATE_EPOCH=other", context.to_str().unwrap()).fails(USAGE).says(&["SOURCE_DATE_EPOCH", "other", "context"]);
+    given("SOURCE_DATE_EPOCH=other", context.to_str().unwrap()).fails(3).says(&["SOURCE_DATE_EPOCH", "other", "context"]);
+}
+
+/// `SOURCE_DATE_EPOCH=NAME`: the time of a named context, or of what a stage fetches.
+#[test]
+fn a_source_tells_the_time_of_the_build() {
+    let r = Repositories::new();
+    let tail = "FROM busybox\nARG SOURCE_DATE_EPOCH\nRUN echo \"[$SOURCE_DATE_EPOCH]\"\n";
+    let files = r.home.path("files");
+    std::fs::create_dir_all(&files).unwrap();
+    sh(&files, "echo x > f && touch -d @77 f && tar -cf t.tar f && gzip -k t.tar && touch -d @88 f t.tar t.tar.gz");
+    let server = FolderServer::files(&files);
+    let build = |value: &str, stage: &str, context: Option<&str>| {
+        let stage = if stage.is_empty() { String::new() } else { format!("FROM scratch AS times\nADD {stage} /\n") };
+        let context = context.map(|source| format!("sources={source}"));
+        let mut args = vec!["build", "--no-cache", "-t", "times", "--build-arg", value];
+        args.extend(context.iter().flat_map(|context| ["--build-context", context]));
+        args.push("-");
+        r.home.run_with_input(&args, &format!("ARG SOURCE_DATE_EPOCH=named\n{stage}{tail}"))
+    };
+    let (f, archive) = (format!("http://{}/f", server.host()), format!("http://{}/t.tar.gz", server.host()));
+    let folder = files.display().to_string();
+    for (value, stage, context, seconds) in [
+        ("SOURCE_DATE_EPOCH=sources", "", Some(r.url("repo")), "1700000000"),
+        ("SOURCE_DATE_EPOCH=sources", "", Some(archive), "88"),
+        ("SOURCE_DATE_EPOCH=sources", "", Some(folder), ""),
+        ("SOURCE_DATE_EPOCH=times", &r.url("repo#v1"), None, "1700000000"),
+        ("SOURCE_DATE_EPOCH=times", &f, None, "88"),
+    ] {
+        build(value, stage, context.as_deref()).ok().says(&[&format!("[{seconds}]")]);
+        let text = r.home.run(["inspect", "times"]).ok().stdout;
+        for (of, written) in [("88", "\"1970-01-01T00:01:28Z\""), ("1700000000", "\"2023-11-14T22:13:20Z\"")] {
+            assert_eq!(text.contains(written), of == seconds, "{value} {stage}: {text}");
+        }
+    }
+    let lost = build("SOURCE_DATE_EPOCH=times", &format!("{f}-lost"), None).fails(BUILD);
+    lost.says(&["404", ">>> ADD http", "resolve SOURCE_DATE_EPOCH"]);
 }
 
 #[test]

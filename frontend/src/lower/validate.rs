@@ -73,6 +73,11 @@ pub(super) fn redact(text: &str) -> String {
     format!("{scheme}://{hidden}{}", &rest[user.len()..])
 }
 
+/// Whether the id of a commit can begin so.
+pub(super) fn is_commit_start(text: &str) -> bool {
+    text.len() <= 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 /// Tells paths, web addresses and git repositories apart (BuildKit `util/gitutil`).
 pub(super) fn address(text: &str) -> Address {
     if text.starts_with("git://") || text.starts_with("ssh://") {

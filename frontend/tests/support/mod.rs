@@ -10,7 +10,8 @@ use std::fmt::Write as _;
 
 use kiln_frontend::graph::{ContextId, CopyFrom, CopySource, Input, MountFrom, MountKind, NetworkMode, Op};
 use kiln_frontend::{
-    BaseImage, BaseRequest, Bases, Build, Diagnostic, LowerOptions, Lowered, NamedContext, Parsed, Source, lower, parse,
+    BaseImage, BaseRequest, Bases, Build, Diagnostic, LowerOptions, Lowered, NamedContext, Parsed, Source, TimeSource, lower,
+    parse,
 };
 use kiln_oci::config::{HistoryEntry, ImageConfig};
 use kiln_oci::digest::{DiffId, Digest};
@@ -49,8 +50,11 @@ impl Fixture {
         let source = Source::new("Dockerfile", text.as_bytes().to_vec()).unwrap();
         let parsed = parse(&source);
         let mut bases = Bases::default();
+        let mut options = self.options();
         loop {
-            match lower(&parsed, &source, &self.options(), &bases) {
+            match lower(&parsed, &source, &options, &bases) {
+                // Whatever it is, it is of this second.
+                Ok(Lowered::NeedsTime { .. }) => options.source_epoch = Some(Some(1_700_000_000)),
                 Ok(Lowered::Needs { images, .. }) => {
                     for need in images {
                         let image = base_image(&need);
@@ -68,11 +72,19 @@ impl Fixture {
         result.unwrap_or_else(|errors| panic!("{text}\n{}", errors.iter().map(|e| e.render(&source)).collect::<String>()))
     }
 
+    pub fn time_source(&self, text: &str) -> Option<TimeSource> {
+        let source = Source::new("Dockerfile", text.as_bytes().to_vec()).unwrap();
+        match lower(&parse(&source), &source, &self.options(), &Bases::default()).unwrap() {
+            Lowered::NeedsTime { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
     pub fn needs(&self, text: &str) -> Vec<BaseRequest> {
         let source = Source::new("Dockerfile", text.as_bytes().to_vec()).unwrap();
         match lower(&parse(&source), &source, &self.options(), &Bases::default()).unwrap() {
             Lowered::Needs { images, .. } => images,
-            Lowered::Build(_) => Vec::new(),
+            Lowered::Build(_) | Lowered::NeedsTime { .. } => Vec::new(),
         }
     }
 }

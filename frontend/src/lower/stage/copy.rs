@@ -2,7 +2,7 @@
 
 use kiln_oci::digest::Digest;
 
-use super::super::validate::{Address, address, check_mode, redact};
+use super::super::validate::{Address, address, check_mode, is_commit_start, redact};
 use super::{Lowering, Outcome, Stage};
 use crate::diagnostic::Diagnostic;
 use crate::expand::Lexer;
@@ -114,9 +114,8 @@ fn parse_checksum(text: &str, sources: &[CopySource]) -> Outcome<Option<Checksum
     match sources {
         [CopySource::Http(_)] => {}
         [CopySource::Git(_)] => {
-            let is_commit = text.len() <= 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
             let wrong = || Diagnostic::error(format!("--checksum: {text:?} is not the beginning of a git commit's id"));
-            return if is_commit { Ok(Some(Checksum::Commit(text.to_lowercase()))) } else { Err(wrong()) };
+            return if is_commit_start(text) { Ok(Some(Checksum::Commit(text.to_lowercase()))) } else { Err(wrong()) };
         }
         [_] => return Err(Diagnostic::error("checksum requires HTTP(S) or Git sources")),
         _ => return Err(Diagnostic::error("checksum can't be specified for multiple sources")),
