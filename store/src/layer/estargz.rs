@@ -12,7 +12,7 @@ use kiln_oci::digest::{DiffId, Digest, Hasher};
 use serde::Serialize;
 
 use super::compress::EncodeOptions;
-use super::compress::gzip::member;
+use super::compress::gzip::Deflater;
 use super::compress::ordered::Ordered;
 use crate::rootdir::Kind;
 use crate::tar::{self, Entry, EntryKind, WriteError};
@@ -149,9 +149,12 @@ impl<W: Write> Writer<W> {
     /// Begins a blob in `sink`, with its landmark.
     pub fn new(sink: W, options: EncodeOptions) -> Result<Self, WriteError> {
         let level = options.gzip_level();
-        let members = Ordered::new(options.threads(), move |job: Job| Done {
-            piece: job.piece.map(|(entry, length)| (entry, Digest::of(&job.data[..length]).to_string())),
-            member: member(&job.data, level),
+        let members = Ordered::new(options.threads(), || {
+            let mut deflater = Deflater::new(level);
+            move |job: Job| Done {
+                piece: job.piece.map(|(entry, length)| (entry, Digest::of(&job.data[..length]).to_string())),
+                member: deflater.member(&job.data),
+            }
         })?;
         let (hash, pieces) = sync_channel(4);
         let hashed = std::thread::Builder::new().name("hash".into()).spawn(move || digest(&pieces))?;
@@ -258,7 +261,7 @@ impl<W: Write> Writer<W> {
         let (table, _) = self.tar.finish()?;
         self.tar_size += table.len() as u64;
         // One member, however long it is: it is read as a whole.
-        self.out.put(&member(&table, 9)?)?;
+        self.out.put(&Deflater::new(9).member(&table)?)?;
         self.hash.send(table).map_err(|_| lost())?;
         drop(self.hash);
         self.out.put(&footer(toc_at))?;

@@ -19,14 +19,15 @@ pub(crate) struct Ordered<J, D> {
 }
 
 impl<J: Send + 'static, D: Send + 'static> Ordered<J, D> {
-    pub(crate) fn new(threads: usize, work: impl Fn(J) -> D + Clone + Send + 'static) -> io::Result<Self> {
+    /// `make` gives each thread its own worker, which may keep what it needs for the next job.
+    pub(crate) fn new<W: FnMut(J) -> D + Send + 'static>(threads: usize, make: impl Fn() -> W) -> io::Result<Self> {
         let in_flight = threads * 2;
         let (jobs, take) = mpsc::sync_channel::<(u64, J)>(in_flight);
         let take = Arc::new(Mutex::new(take));
         let (give, done) = mpsc::channel();
         let mut workers = Vec::with_capacity(threads);
         for _ in 0..threads {
-            let (take, give, work) = (Arc::clone(&take), give.clone(), work.clone());
+            let (take, give, mut work) = (Arc::clone(&take), give.clone(), make());
             let run = move || {
                 loop {
                     let job = take.lock().unwrap_or_else(PoisonError::into_inner).recv();

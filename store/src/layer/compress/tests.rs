@@ -161,3 +161,23 @@ fn a_sink_that_fails_is_reported() {
         assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{compression:?}");
     }
 }
+
+/// A block of half a megabyte, compressed; how much of it is left, in percent.
+fn left(data: &[u8]) -> usize {
+    encoded(data, Compression::Gzip, 1, 1 << 20).len() * 100 / data.len()
+}
+
+#[test]
+fn what_deflate_can_use_is_found() {
+    let noise: Vec<u8> = mixture(4 << 20)[1 << 20..][..512 << 10].to_vec();
+    assert_eq!(left(&noise), 100);
+    // Noise that comes again, of few letters, of bytes that are rarely large, and with text in its middle only.
+    let again: Vec<u8> = noise[..8 << 10].repeat(64);
+    let few: Vec<u8> = noise.iter().map(|byte| byte & 0x3f).collect();
+    let small: Vec<u8> = noise.iter().zip(noise.iter().rev()).map(|(a, b)| (*a).min(*b)).collect();
+    let text: Vec<u8> = (0..60_000).flat_map(|n| format!("{n} ").into_bytes()).take(256 << 10).collect();
+    let middle: Vec<u8> = [&noise[..128 << 10], &text, &noise[..128 << 10]].concat();
+    for (name, data, most) in [("again", again, 5), ("few", few, 80), ("small", small, 97), ("middle", middle, 80)] {
+        assert!(left(&data) <= most, "{name}: {}", left(&data));
+    }
+}
