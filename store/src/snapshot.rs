@@ -152,6 +152,9 @@ struct Facts {
     sources: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     created: Option<String>,
+    /// The blob that an image has for a layer of which a shared cache told first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    own_blob: Option<Descriptor>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     diff_id: Option<DiffId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -232,6 +235,7 @@ impl<'a> Layers<'a> {
                 base.sources.retain(|known| *known != source);
                 base.sources.push(source);
             }
+            base.blob = facts.own_blob.unwrap_or(base.blob);
             base.created = base.created.or(facts.created);
             record.created.clone_from(&base.created);
             record.diff_id = Some(base.diff_id);
@@ -311,12 +315,16 @@ impl<'a> Layers<'a> {
     fn learn_base(&self, id: &LayerId, known: &Known, new: &BaseLayer) -> Result<()> {
         let Some(old) = &known.stored.base else { return Ok(()) };
         let created = new.created.as_ref().filter(|_| old.created.is_none());
-        if created.is_none() && new.sources.iter().all(|source| old.sources.contains(source)) {
+        // Whoever writes a cache can name any blob; an image that has the layer must not fail for that.
+        let own_blob =
+            (new.created.is_none() && old.created.is_some() && new.blob.digest != old.blob.digest).then_some(&new.blob);
+        if created.is_none() && own_blob.is_none() && new.sources.iter().all(|source| old.sources.contains(source)) {
             return Ok(());
         }
         self.learn(id, |facts| {
             // The first one counts: what stands on the layer has told of it already.
             facts.created = facts.created.take().or_else(|| created.cloned());
+            facts.own_blob = own_blob.cloned().or(facts.own_blob.take());
             for source in &new.sources {
                 if !old.sources.contains(source) && !facts.sources.contains(source) {
                     facts.sources.push(source.clone());

@@ -8,7 +8,7 @@ use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::{ChainId, DiffId, Digest};
 
 use super::{Fixture, add_bases, bases, built, image, key, record, tree};
-use crate::{Error, LayerId, LayerKind, PackedBlob, Unpack};
+use crate::{BaseLayer, Error, LayerId, LayerKind, PackedBlob, Unpack};
 
 /// Unpacks as the builder does: bottom first, one file in each.
 fn unpack(store: &crate::Store, ids: &[LayerId]) {
@@ -114,6 +114,25 @@ fn a_base_layer_learns_where_else_it_is() {
     fixture.store.layers().add_base(None, &base).unwrap();
     let LayerKind::Base(base) = fixture.again().layers().get(&id).unwrap().unwrap().kind else { panic!() };
     assert_eq!(base.sources, ["docker.io/library/x", "ghcr.io/a/b"]);
+}
+
+/// C79: a shared cache can name any blob for a layer's tar; an image that has the layer keeps its own, whoever came first.
+#[test]
+fn an_image_knows_its_blobs_better_than_a_cache() {
+    let of_image = bases(&["a"]).remove(0);
+    let blob = Descriptor::of(kiln_oci::media_type::OCI_LAYER_GZIP, b"anything");
+    let of_cache = BaseLayer { blob, created: Some("2026-01-01T00:00:00Z".into()), ..of_image.clone() };
+    let found = |layers: [&BaseLayer; 2]| {
+        let fixture = Fixture::new();
+        let ids = layers.map(|layer| fixture.store.layers().add_base(None, layer).unwrap());
+        let LayerKind::Base(base) = fixture.again().layers().get(&ids[0]).unwrap().unwrap().kind else { panic!() };
+        base
+    };
+    for order in [[&of_cache, &of_image], [&of_image, &of_cache]] {
+        let base = found(order);
+        assert_eq!((base.blob, base.created), (of_image.blob.clone(), of_cache.created.clone()));
+    }
+    assert_eq!(found([&of_cache, &of_cache]).blob, of_cache.blob);
 }
 
 #[test]
