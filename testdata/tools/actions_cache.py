@@ -1,6 +1,7 @@
 """The cache service of GitHub Actions as far as caches of images need it, on loopback: version 1, version 2 (Twirp), and the part of
 Azure's blob storage that version 2 leads to. There is no such service to be had outside of GitHub; BuildKit's client is content with
-this one. `actions_cache.py serve PORT` says in one line of JSON how it is reached, and runs until it is ended.
+this one. `actions_cache.py serve [PORT]` says in one line of JSON how it is reached, and runs until it is ended; without a port, until
+its standard input ends.
 
 What is like the real one: entries can't be changed and are found by the beginning of their keys, the youngest first, once they are
 committed; a token names the branches that it may read and the one that it may write; addresses are signed and good for one entry.
@@ -63,8 +64,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD" and status != 204:
             self.wfile.write(body)
 
+    def whole_body(self):
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
     def handle_any(self):
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.body = self.whole_body()
         url = urllib.parse.urlsplit(self.path)
         self.query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
         try:
@@ -211,7 +222,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise Refused(400, {"message": "the entry is committed"})
         if self.command == "PATCH":
             start, end = map(int, re.fullmatch(r"bytes (\d+)-(\d+)/\*", self.headers["Content-Range"]).groups())
-            if end - start + 1 != len(self.body) and self.body:
+            if end - start + 1 != len(self.body) and end > 0:
                 raise Refused(400, {"message": "the range is another one"})
             entry["parts"][start] = self.body
             return 204, b""
@@ -222,13 +233,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return 204, b""
 
 
-def serve(port):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Handler)
+def serve(port=None):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", int(port or 0)), Handler)
     server.daemon_threads = True
     branch = token([("refs/heads/feature", 3), ("refs/heads/main", 1)])
-    said = {"url": f"http://127.0.0.1:{port}/", "branch": branch, "main": token([("refs/heads/main", 3)]),
+    said = {"url": f"http://127.0.0.1:{server.server_port}/", "branch": branch, "main": token([("refs/heads/main", 3)]),
             "reader": token([("refs/heads/main", 1)])}
     print(json.dumps(said), flush=True)
+    if not port:
+        threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     server.serve_forever()
 
 

@@ -1,6 +1,6 @@
 """An S3 server on loopback for the tests: PyPI's moto, which checks signatures and rights. `bucket.py install` puts it into the
-cache folder of the tests (lab.py says where that is); `bucket.py serve PORT` says in one line of JSON how it
-is reached, and runs until it is ended."""
+cache folder of the tests (lab.py says where that is); `bucket.py serve [PORT]` says in one line of JSON how
+it is reached, and runs until it is ended; without a port, until its standard input ends."""
 
 import json
 import os
@@ -29,10 +29,10 @@ def install():
     open(marker, "w").close()
 
 
-def serve(port):
+def serve(port=None):
     inside = os.path.join(home(), "bin/python")
     if os.path.realpath(sys.prefix) != os.path.realpath(home()):
-        os.execv(inside, [inside, os.path.abspath(__file__), "serve", port])
+        os.execv(inside, [inside, os.path.abspath(__file__), "serve"] + ([port] if port else []))
     setup_actions = 5
     os.environ["INITIAL_NO_AUTH_ACTION_COUNT"] = str(setup_actions)
     import logging
@@ -41,9 +41,10 @@ def serve(port):
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=int(port), verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=int(port or 0), verbose=False)
     server.start()
-    there = {"endpoint_url": f"http://127.0.0.1:{port}", "region_name": "us-east-1", "aws_access_key_id": "first",
+    number = server._server.server_port
+    there = {"endpoint_url": f"http://127.0.0.1:{number}", "region_name": "us-east-1", "aws_access_key_id": "first",
              "aws_secret_access_key": "first"}
     iam, s3 = boto3.client("iam", **there), boto3.client("s3", **there)
     iam.create_user(UserName="kiln")
@@ -54,8 +55,12 @@ def serve(port):
     s3.create_bucket(Bucket=BUCKET)
     # Uses up the last action that needs no rights, with one that anybody who can't sign is refused afterwards.
     s3.list_buckets()
-    lab.say(endpoint=f"http://127.0.0.1:{port}", bucket=BUCKET, key=key["AccessKeyId"], secret=key["SecretAccessKey"])
-    signal.pause()
+    lab.say(endpoint=f"http://127.0.0.1:{number}", bucket=BUCKET, key=key["AccessKeyId"], secret=key["SecretAccessKey"])
+    if port:
+        signal.pause()
+    sys.stdin.read()
+    # Threads of the server may still wait for requests.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -142,11 +142,17 @@ fn fetch(engine: &Engine, BaseLayer { blob, sources, .. }: &BaseLayer, task: &Ta
     Err(last.unwrap_or_else(|| Error::Image(ImageError::LayerLost { digest: blob.digest.to_string() })))
 }
 
-/// Fetches a blob from the place of a shared cache into the store, which proves its digest.
+/// Fetches a blob from the place of a shared cache into the store; its digest is proved on the way.
 fn fetch_from(engine: &Engine, place: &dyn Backend, blob: &Descriptor, progress: &dyn Fn(u64)) -> Result<(), Error> {
-    let mut writer = engine.store.blobs().writer()?.limited(blob.size);
-    place.fetch_layer(blob, &mut writer, progress)?;
-    writer.commit(Some((blob.digest, blob.size)))?;
+    if place.proves() {
+        let mut writer = engine.store.blobs().verified_writer()?;
+        place.fetch_layer(blob, &mut writer, progress)?;
+        writer.commit(&blob.digest, blob.size)?;
+    } else {
+        let mut writer = engine.store.blobs().writer()?.limited(blob.size);
+        place.fetch_layer(blob, &mut writer, progress)?;
+        writer.commit(Some((blob.digest, blob.size)))?;
+    }
     Ok(())
 }
 

@@ -110,11 +110,17 @@ pub trait Backend: fmt::Debug + Send + Sync {
         progress: &dyn Fn(u64),
     ) -> Result<Pushed, Error>;
 
-    /// Fetches a layer. `Ok` means that as many bytes as the descriptor says were written; whoever keeps them checks the digest.
+    /// Fetches a layer. `Ok` means that as many bytes as the descriptor says were written, and, where the place
+    /// [`proves`](Self::proves) it, with that digest.
     ///
     /// # Errors
     /// The layer isn't there or isn't what it should be, the place can't be reached or refuses, or the sink fails.
     fn fetch_layer(&self, layer: &Descriptor, sink: &mut dyn Write, progress: &dyn Fn(u64)) -> Result<(), Error>;
+
+    /// Whether [`fetch_layer`](Self::fetch_layer) hashes what comes; if not, whoever keeps it has to.
+    fn proves(&self) -> bool {
+        true
+    }
 
     /// Writes the document, whose `layers` are there already; it takes the place of the one before it. Gives the descriptor of what
     /// is now visible (BuildKit's `cache.manifest`).

@@ -180,3 +180,40 @@ impl TravellingMounts {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), name.to_owned());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kiln_oci::digest::Digest;
+
+    use super::{Chunk, Packed, Stored};
+    use crate::remote_cache::seal::tests::pair;
+
+    /// C79: whoever may write to a cache may not thereby fill the folders of those who ask for a signature.
+    #[test]
+    fn c79_documents_are_what_somebody_signed() {
+        let ((key, keys), (_, others)) = (pair(), pair());
+        let chunk = Chunk { raw: "00".to_owned(), blob: Digest::of(b"x"), size: 7 };
+        let mounts = vec![Packed { id: "a".to_owned(), tar: Digest::of(b"y"), chunks: vec![chunk] }];
+        let signed = serde_json::to_string(&Stored::new(mounts.clone(), Some(&key)).unwrap()).unwrap();
+        let plain = serde_json::to_string(&Stored::new(mounts.clone(), None).unwrap()).unwrap();
+        let rows = [
+            (signed.clone(), Some(&keys), Ok(())),
+            (signed.clone(), Some(&others), Err("not signed with a key that is trusted")),
+            (signed.replace(r#""size":7"#, r#""size":8"#), Some(&keys), Err("not signed")),
+            (signed.replace(r#""id":"a""#, r#""id":"b""#), Some(&keys), Err("not signed")),
+            (plain.clone(), Some(&keys), Err("not signed")),
+            (plain.clone(), None, Ok(())),
+            (signed.clone(), None, Ok(())),
+            (plain.replace(r#""version":1"#, r#""version":2"#), None, Err("version 2")),
+            (plain.replace(r#""size":7"#, r#""size":7,"more":1"#), None, Err("unknown field `more`")),
+            (plain[1..].to_owned(), None, Err("")),
+        ];
+        for (text, verify, expected) in rows {
+            match (Stored::read(text.as_bytes(), verify), expected) {
+                (Ok(found), Ok(())) => assert_eq!(found, mounts),
+                (Err(reason), Err(words)) => assert!(reason.contains(words), "{reason}"),
+                (found, _) => panic!("{text}: {found:?}"),
+            }
+        }
+    }
+}

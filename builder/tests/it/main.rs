@@ -4,6 +4,7 @@
 
 mod attest;
 mod cache;
+mod cache_places;
 mod cache_rows;
 mod call;
 mod cli;

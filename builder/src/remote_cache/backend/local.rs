@@ -232,6 +232,10 @@ impl Backend for Local {
         copy(Box::new(File::open(&path).map_err(fail)?), sink, layer.size, progress).map_err(fail)
     }
 
+    fn proves(&self) -> bool {
+        false
+    }
+
     fn save(&self, subject: Subject, config: &[u8], layers: &[Descriptor]) -> Result<Descriptor, Error> {
         if let Some(reason) = self.place.form.contradiction() {
             let place = self.place.folder.display().to_string();

@@ -29,8 +29,12 @@ struct Server {
 
 impl Server {
     fn start(args: &[&str]) -> Result<Server, String> {
+        Self::start_script("lab.py", args)
+    }
+
+    fn start_script(script: &str, args: &[&str]) -> Result<Server, String> {
         let mut child = Command::new("python3")
-            .arg(workspace().join("testdata/tools/lab.py"))
+            .arg(workspace().join("testdata/tools").join(script))
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -59,6 +63,22 @@ impl Drop for Server {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
         let _ = self.child.wait();
+    }
+}
+
+/// A server that keeps caches: an S3 server (`bucket.py`) or GitHub's cache service (`actions_cache.py`).
+#[derive(Debug)]
+pub(crate) struct CacheServer(Server);
+
+impl CacheServer {
+    /// Starts it; why it can't be, if so.
+    pub(crate) fn start(script: &str) -> Result<CacheServer, String> {
+        Server::start_script(script, &["serve"]).map(CacheServer)
+    }
+
+    /// What it said about itself.
+    pub(crate) fn fact(&self, name: &str) -> &str {
+        self.0.fact(name).expect("the server says it")
     }
 }
 
