@@ -1,7 +1,7 @@
 # The two commands to begin with are `make demo` and `make test`; each installs what it needs (Debian or Ubuntu, with
 # Rust there; as root or with sudo).
 
-.PHONY: torture demo test record bench bench-push bench-step static fuzz lint clean-test
+.PHONY: torture readers demo test record bench bench-push bench-step static fuzz lint clean-test
 
 # From a Dockerfile to a pushed image, with a real registry on loopback.
 demo:
@@ -24,6 +24,11 @@ torture:
 	testdata/tools/setup.sh test
 	KILN_TEST_FULL=1 cargo test -p kiln-runner --test sandbox c
 	KILN_TEST_KILLS=200 KILN_TEST_FULL=1 cargo test -p kiln --test it -- interrupted threats --nocapture
+
+# All images of testdata/conformance, read by skopeo, umoci, podman and dockerd of Debian stable and sid, in each form.
+readers:
+	testdata/tools/setup.sh test
+	KILN_TEST_FULL=1 cargo test -p kiln --test it -- readers writers handover --nocapture
 
 # Writes what the conformance cases expect, from a newer BuildKit (Debian sid's docker.io). CASE is a part of their names.
 record:

@@ -439,10 +439,11 @@ def start_podman(folder):
     os.makedirs(folder, exist_ok=True)
     at = functools.partial(os.path.join, folder)
     log, socket_path = at("log"), at("podman.sock")
-    with open(at("podman"), "w") as f:
-        f.write(f"#!/bin/sh\nexec podman --root {at('root')} --runroot {at('run')} --storage-driver overlay --cgroup-manager cgroupfs"
-                " --events-backend file \"$@\"\n")
-    os.chmod(at("podman"), 0o755)
+    for program, flags in {"podman": "--cgroup-manager cgroupfs --events-backend file ", "buildah": ""}.items():
+        path = at("podman" if program == "podman" else "podman.buildah")
+        with open(path, "w") as f:
+            f.write(f"#!/bin/sh\nexec {program} --root {at('root')} --runroot {at('run')} --storage-driver overlay {flags}\"$@\"\n")
+        os.chmod(path, 0o755)
     # Archives are unpacked in TMPDIR.
     os.makedirs(at("tmp"))
     env = dict(os.environ, TMPDIR=at("tmp"), HOME=folder)
