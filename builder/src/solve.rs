@@ -290,6 +290,8 @@ fn run_all(
     // Only now, for the terminal is no place for two.
     if let Some(failed) = failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
         && !engine.cancel.is_triggered()
+        // Nor for what another platform's failure ended.
+        && !work.elsewhere.swap(true, Ordering::Relaxed)
     {
         failed.attend(engine, work.on_failure);
     }

@@ -40,14 +40,14 @@ pub(super) fn parse(texts: &[String]) -> Result<Annotations, Failure> {
     Ok(out)
 }
 
-/// Refuses annotations of an index for an image that has none, if it leaves kiln (`leaves_kiln`).
-pub(super) fn check(outputs: &[Output], leaves_kiln: bool, platforms: &[Platform]) -> Result<(), Failure> {
+/// Refuses annotations for what there is none of: an index, which one platform alone may have none of (`has_none`), or a platform.
+pub(super) fn check(outputs: &[Output], has_none: bool, platforms: &[Platform]) -> Result<(), Failure> {
     let items = || outputs.iter().filter_map(Output::options).flat_map(|options| &options.annotations.items);
     let missing = items().filter_map(|(_, platform, ..)| platform.as_ref()).find(|platform| !platforms.contains(platform));
     if let Some(platform) = missing.filter(|_| platforms.len() > 1) {
         return Err(Failure::usage(format!("invalid annotation: no platform {platform} found in source")));
     }
-    if platforms.len() > 1 || !leaves_kiln {
+    if platforms.len() > 1 || !has_none {
         return Ok(());
     }
     let of_index = |scope: &Scope| matches!(scope, Scope::Index | Scope::IndexDescriptor);

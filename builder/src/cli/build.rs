@@ -146,8 +146,9 @@ pub(super) fn request(
     let platforms = platforms(args, environment)?;
     let annotations = annotations::parse(&args.annotation)?;
     let outputs::Outputs { tags, outputs } = outputs::parse(args, &annotations, environment, &platforms)?;
-    annotations::check(&outputs, !args.output.is_empty() || args.push, &platforms)?;
     let attestations = attest::request(&args.attest, environment)?;
+    let leaves_kiln = !args.output.is_empty() || args.push;
+    annotations::check(&outputs, leaves_kiln && attestations.is_empty(), &platforms)?;
     if !attestations.is_empty()
         && outputs.iter().any(|output| matches!(output, Output::Archive { format: ArchiveFormat::Docker, .. }))
     {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::Path;
 
+use kiln_oci::config::ImageConfig;
 use kiln_oci::descriptor::Descriptor;
 use kiln_oci::manifest::Index;
 use kiln_oci::media_type;
@@ -190,13 +191,10 @@ impl Member<'_> {
 pub(super) fn index(members: &[Listed<'_>]) -> Index {
     let mut manifests = Vec::new();
     for member in members {
-        let mut plain = member.descriptor.clone();
         let first = member.images.first().map(|image| image.config.value());
+        let mut plain = dated(member.descriptor, first);
         if let Some(config) = first.filter(|_| media_type::is_manifest(&plain.media_type)) {
             plain.platform = Some(config.platform());
-        }
-        if let Some(created) = first.and_then(|config| config.created.clone()) {
-            plain.annotations.insert("org.opencontainers.image.created".to_owned(), created);
         }
         if member.names.is_empty() {
             manifests.push(plain.clone());
@@ -217,6 +215,15 @@ pub(super) fn index(members: &[Listed<'_>]) -> Index {
         annotations: BTreeMap::new(),
         extra: serde_json::Map::new(),
     }
+}
+
+/// The descriptor with the time of the image, as a layout has it.
+pub(super) fn dated(descriptor: &Descriptor, config: Option<&ImageConfig>) -> Descriptor {
+    let mut dated = descriptor.clone();
+    if let Some(created) = config.and_then(|config| config.created.clone()) {
+        dated.annotations.entry("org.opencontainers.image.created".to_owned()).or_insert(created);
+    }
+    dated
 }
 
 /// The annotation with an image's full name in a layout.

@@ -1,5 +1,6 @@
 //! Hides in which order the outputs of a build are written, and that equal images are assembled once.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -83,11 +84,12 @@ impl Writer<'_> {
             Output::Daemon { daemons, .. } => daemon::find(self.engine, daemons)?,
             _ => None,
         };
-        let ahead = Ahead::default();
-        let image = self.export(output, options, daemon.is_some(), &ahead, &task);
+        let client = client(self.engine, options)?;
+        let way = Way { client: &client, ahead: Ahead::default() };
+        let image = self.export(output, options, daemon.is_some(), &way, &task);
         let image = task.end_with(image)?;
         match (output, daemon, image) {
-            (Output::Image { push: true, .. }, _, Some(image)) => self.push(options, &image, &ahead),
+            (Output::Image { push: true, .. }, _, Some(image)) => self.push(options, &image, &way),
             (_, Some(daemon), Some(image)) => self.hand_over(&daemon, options, &image),
             _ => Ok(()),
         }
@@ -100,7 +102,7 @@ impl Writer<'_> {
         output: &Output,
         options: &ImageOptions,
         leaves: bool,
-        ahead: &Ahead,
+        way: &Way<'_>,
         task: &Task,
     ) -> Result<Option<Rc<Assembled>>, Error> {
         let names: Vec<Reference> = options.names.iter().map(|name| name.reference.clone()).collect();
@@ -118,13 +120,12 @@ impl Writer<'_> {
             return Ok(None);
         }
         let engine = self.engine;
+        // Each name may be in a repository of its own.
+        let repositories: BTreeSet<Repository> = names.iter().map(Repository::from).collect();
         let send = |layer: &LayerRecord, blob: &Descriptor| {
-            // Each name may be in a repository of its own.
-            options.names.iter().try_for_each(|name| {
-                let repository = Repository::from(&name.reference);
-                let client = client(engine, &name.reference, options.insecure)?;
-                push_layer(engine, &client, &repository, layer, blob, task)?;
-                ahead.note(&repository, blob);
+            repositories.iter().try_for_each(|repository| {
+                push_layer(engine, way.client, repository, layer, blob, task)?;
+                way.ahead.note(repository, blob);
                 Ok(())
             })
         };
@@ -148,7 +149,11 @@ impl Writer<'_> {
         }
         self.written.config = image.config();
         self.tell(Some(&image));
-        self.written.descriptor = Some(image.descriptor.clone());
+        let first = image.images.first().map(|image| image.config.value());
+        self.written.descriptor = Some(match output {
+            Output::Archive { .. } => archive::dated(&image.descriptor, first),
+            _ => image.descriptor.clone(),
+        });
         // As they were typed: who pushes by digest goes on with the repository's name.
         let shown = |name: &Name| {
             if name.tagged || !options.push_by_digest { name.reference.to_string() } else { name.reference.repository() }
@@ -201,7 +206,7 @@ impl Writer<'_> {
         daemon.hand_over(self.engine, own, &names)
     }
 
-    fn push(&self, options: &ImageOptions, image: &Assembled, ahead: &Ahead) -> Result<(), Error> {
+    fn push(&self, options: &ImageOptions, image: &Assembled, way: &Way<'_>) -> Result<(), Error> {
         for name in &options.names {
             let reference = &name.reference;
             let task = self.engine.events.start(match options.push_by_digest {
@@ -213,21 +218,30 @@ impl Writer<'_> {
                 None => ManifestName::Digest,
             };
             let repository = Repository::from(reference);
-            let pushed = client(self.engine, reference, options.insecure)
-                .and_then(|client| push_image(self.engine, &client, image, (&repository, place), ahead, &task));
+            let pushed = push_image(self.engine, way.client, image, (&repository, place), &way.ahead, &task);
             task.end_with(pushed)?;
         }
         Ok(())
     }
 }
 
-/// The client for a registry, which may be one that takes any certificate or none (`registry.insecure`).
-fn client(engine: &Engine, reference: &Reference, insecure: bool) -> Result<Arc<Client>, Error> {
-    if !insecure {
+/// How an image gets to its registries.
+struct Way<'a> {
+    client: &'a Client,
+    /// What is there already.
+    ahead: Ahead,
+}
+
+/// The client for the registries of an output, which may be such as have a certificate that nobody vouches for, or none
+/// (`registry.insecure`).
+fn client(engine: &Engine, output: &ImageOptions) -> Result<Arc<Client>, Error> {
+    if !output.insecure {
         return Ok(Arc::clone(&engine.registry));
     }
     let mut options = engine.registry.options().clone();
-    options.rules.push(Rule { prefix: reference.repository(), insecure: true, ..Rule::default() });
+    for name in &output.names {
+        options.rules.push(Rule { prefix: name.reference.repository(), insecure: true, ..Rule::default() });
+    }
     Ok(Arc::new(Client::new(options)?))
 }
 

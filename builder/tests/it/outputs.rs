@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::home::{Home, finish};
 use crate::support::lab::{self, Registry, RegistryOptions};
+use crate::support::skip::needs;
 
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, \
                       application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
@@ -253,11 +254,57 @@ fn a_matrix_is_joined() {
         skopeo.args(["--override-arch", arch, "inspect", "--tls-verify=false", &format!("docker://{target}")]);
         assert_eq!(finish(&mut skopeo).ok().json()[0]["Architecture"], arch);
     }
+    if let Ok(dockerd) = lab::dockerd() {
+        finish(dockerd.docker().args(["pull", "-q", &target])).ok();
+        let found = finish(dockerd.docker().args(["image", "inspect", "-f", "{{.Id}}", &target])).ok().stdout;
+        let own = document(host, "matrix/app", &digests[0])["config"]["digest"].as_str().unwrap().to_owned();
+        assert_eq!(found.trim(), own);
+    }
     let image = Home::new();
     image.build("child", &format!("FROM {target}\nRUN test -f /Dockerfile\n")).ok();
 
     create(&[&target, &format!("{host}/matrix/none:1")]).fails(4);
+    create(&[&target, &parts[1], &format!("{host}/matrix/app@sha256:{}", "0".repeat(64))]).fails(4);
+    assert_eq!(document(host, "matrix/app", "1"), raw, "what failed changed nothing");
     create(&["--platform", "linux/s390x", &target, &parts[0]]).fails(4).says(&["no image for linux/s390x"]);
     create(&["--append", &format!("{host}/matrix/app:none"), &parts[0]]).fails(4);
     create(&[&target]).fails(125).says(&["there is nothing to join"]);
+}
+
+/// F19: links between repositories need tokens for both, and those that a join was given run out on the way like any others.
+#[test]
+fn a_matrix_of_private_repositories_is_joined() {
+    if !needs("outputs::a_matrix_of_private_repositories_is_joined", "htpasswd") {
+        return;
+    }
+    let registry = Registry::start(&RegistryOptions { auth: Some("kiln:word"), token: true, ..RegistryOptions::default() });
+    let (host, home) = (registry.host(), Home::new());
+    home.run_with_input(["login", "--username", "kiln", "--password-stdin", host], "word\n").ok();
+    let mut parts = Vec::new();
+    for (place, platform) in [("private/a", "linux/amd64"), ("private/b", "linux/arm64")] {
+        let output = format!("type=image,name={host}/{place},push-by-digest=true,push=true,store=false");
+        let line = format!("FROM multiarch\nLABEL place={place}\n");
+        build(&home, &line, &["--platform", platform, "-o", &output, "--metadata-file", "meta"]).ok();
+        parts.push(format!("{host}/{place}@{}", read(&home.path("meta"))["containerimage.digest"].as_str().unwrap()));
+    }
+    let target = format!("{host}/private/all:1");
+    home.run(["manifest", "create", &target, &parts[0], &parts[1]]).ok();
+    let linked = registry.requests("private/all").iter().filter(|r| r.contains("mount=") && r.ends_with(" 201")).count();
+    assert!(linked >= 4, "{:#?}", registry.requests("private/all"));
+    let index = home.run(["manifest", "inspect", "--raw", &target]).ok().json().remove(0);
+    assert_eq!(platforms(&index), ["linux/amd64", "linux/arm64"]);
+    home.run(["logout", host]).ok();
+    home.run(["manifest", "create", &target, &parts[0]]).fails(4);
+}
+
+/// What one output trusts no other does.
+#[test]
+fn an_output_may_be_insecure() {
+    let registry = Registry::start(&RegistryOptions { tls: true, ..RegistryOptions::default() });
+    let home = Home::new();
+    let output = format!("type=image,name={}/insecure/app:1,push=true", registry.host());
+    let insecure = format!("{output},registry.insecure=true");
+    build(&home, PLAIN, &["-o", &output]).fails(4);
+    build(&home, PLAIN, &["-o", &insecure]).ok();
+    build(&home, PLAIN, &["-o", &insecure, "-o", &output]).fails(4);
 }

@@ -45,6 +45,53 @@ fn names_are_set_found_and_removed() {
     assert_eq!(images.list().unwrap(), [other]);
 }
 
+/// A record from before there were indexes is one of today, and one image is written as it was then.
+#[test]
+fn records_without_an_index_are_as_before() {
+    let old = format!(r#"{{"name":"docker.io/library/app:latest","config":"sha256:{}","layers":[]}}"#, "a".repeat(64));
+    let record: crate::ImageRecord = serde_json::from_str(&old).unwrap();
+    assert_eq!((&record.index, record.platforms.len()), (&None, 0));
+    assert_eq!(serde_json::to_string(&record).unwrap(), old);
+}
+
+#[test]
+fn an_index_keeps_all_its_images() {
+    let fixture = Fixture::new();
+    let store = &fixture.store;
+    let platform = |text: &str| kiln_oci::platform::Platform::parse(text).unwrap();
+    let document = |text: &str| {
+        store.blobs().put_bytes(text.as_bytes()).unwrap();
+        kiln_oci::descriptor::Descriptor::of("x", text.as_bytes())
+    };
+    let one = |name: &str, architecture: &str| {
+        let layer = built(store, None, name);
+        let config = store.blobs().put_bytes(name.as_bytes()).unwrap();
+        let manifest = document(&format!("manifest of {name}"));
+        crate::PlatformImage { platform: platform(architecture), config, layers: vec![layer], manifest }
+    };
+    let platforms = vec![one("arm", "linux/arm64"), one("amd", "linux/amd64")];
+    let mut record = image(store, Some("app"), "amd", &platforms[1].layers);
+    record.index = Some(document("index"));
+    record.platforms = platforms.clone();
+    store.images().set(&record).unwrap();
+    store.gc().prune(&super::collection::everything()).unwrap();
+    for image in &platforms {
+        assert!(store.layers().get(&image.layers[0]).unwrap().is_some());
+        assert!(store.blobs().has(&image.config) && store.blobs().has(&image.manifest.digest));
+        let found = record.for_platform(&image.platform).unwrap();
+        assert_eq!((found.config, &found.layers, found.index), (image.config, &image.layers, None));
+    }
+    assert_eq!(record.for_platform(&platform("linux/s390x")), None);
+    assert_eq!(record.digest(), record.index.as_ref().map(|index| index.digest));
+    // What an index lacks can't be named.
+    record.platforms[0].config = kiln_oci::digest::Digest::of(b"elsewhere");
+    assert!(matches!(store.images().set(&record), Err(Error::BlobMissing { .. })));
+    // And it goes with its name.
+    store.images().remove(&name("app")).unwrap();
+    store.gc().prune(&super::collection::everything()).unwrap();
+    assert!(store.layers().get(&platforms[0].layers[0]).unwrap().is_none());
+}
+
 #[test]
 fn short_ids_may_be_ambiguous() {
     let fixture = Fixture::new();
