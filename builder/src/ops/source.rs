@@ -6,6 +6,7 @@ use std::sync::mpsc::channel;
 
 use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::{DiffId, Hasher};
+use kiln_oci::media_type::layer_to_oci;
 use kiln_oci::reference::Reference;
 use kiln_registry_client::Repository;
 use kiln_store::layer::compress::Decoder;
@@ -96,7 +97,11 @@ fn lost(layer: &LayerRecord, error: Error) -> Error {
 fn prove(engine: &Engine, base: &BaseLayer) -> Result<(), Error> {
     let blob = engine.store.blobs().open_sized(&base.blob.digest, base.blob.size)?;
     let unreadable = |cause| unpacking(base, UnpackBlobError::Decompress(cause));
-    let (_, mut tar) = Decoder::detect(blob).map_err(unreadable)?;
+    let (form, mut tar) = Decoder::detect(blob).map_err(unreadable)?;
+    if form.media_type() != Some(layer_to_oci(&base.blob.media_type)) {
+        // A manifest would say of it what it isn't.
+        return Err(unreadable(std::io::Error::other(format!("it is no `{}`", base.blob.media_type))));
+    }
     let (mut hasher, mut piece) = (Hasher::new(), vec![0; 256 << 10]);
     loop {
         engine.check()?;
