@@ -18,7 +18,7 @@ use crate::engine::Engine;
 use crate::error::{Error, ImageError};
 use crate::event::Task;
 use crate::export::form::{CompressionChoice, CompressionKind, Form};
-use crate::ops::source::fetch_layer;
+use crate::ops::source::{fetch_layer, materialise};
 use crate::transfer::TRANSFERS;
 
 /// The digests of the layers' tars. A layer of a base image knows its own; one that was built here is packed into nothing but a
@@ -55,10 +55,19 @@ pub struct PackedLayer {
 /// A layer that came with an image keeps its own blob whatever the form, unless `force` is set: then its tar is packed anew.
 /// The blob of a layer that keeps its own may still be in its registry.
 pub fn packed(engine: &Engine, layer: &LayerRecord, form: &Form, force: bool, task: &Task) -> Result<PackedLayer, Error> {
+    let own = |base: &BaseLayer| Ok(PackedLayer { descriptor: base.blob.clone(), diff_id: base.diff_id });
     let form = match &layer.kind {
-        LayerKind::Base(base) if !force || has_form(&base.blob, form) => {
-            return Ok(PackedLayer { descriptor: base.blob.clone(), diff_id: base.diff_id });
+        // What a shared cache brought was made by a step like those that are done here, and has to look like theirs; but for the
+        // level, which can't be seen.
+        LayerKind::Base(base) if layer.created.is_some() => {
+            let usual = Form::from(CompressionChoice { kind: form.kind, level: None, force: false });
+            let level = if force { form.level } else { usual.level };
+            if form.epoch.is_none() && has_form(&base.blob, &Form { level, ..*form }) {
+                return own(base);
+            }
+            form
         }
+        LayerKind::Base(base) if !force || has_form(&base.blob, form) => return own(base),
         // The files of a base are as old as its image says, as BuildKit leaves them.
         LayerKind::Base(_) => &Form { epoch: None, ..*form },
         LayerKind::Built => form,
@@ -71,9 +80,13 @@ pub fn packed(engine: &Engine, layer: &LayerRecord, form: &Form, force: bool, ta
     task.status(&name, 0, None);
     let mut writer = engine.store.blobs().writer()?;
     let made = match &layer.kind {
-        LayerKind::Base(base) => {
+        LayerKind::Base(base) if form.epoch.is_none() => {
             fetch_layer(engine, layer, task)?;
             of_base(engine, base, form, &mut writer)?
+        }
+        LayerKind::Base(_) => {
+            materialise(engine, Some(&layer.id), task)?;
+            of_tree(engine, layer, form, &mut writer)?
         }
         LayerKind::Built => of_tree(engine, layer, form, &mut writer)?,
     };

@@ -73,14 +73,18 @@ pub fn materialise(engine: &Engine, top: Option<&LayerId>, task: &Task) -> Resul
 /// Fetches the blob of a base layer from one of the repositories, or places of shared caches, that are known to have it.
 pub(crate) fn fetch_layer(engine: &Engine, layer: &LayerRecord, task: &Task) -> Result<(), Error> {
     let LayerKind::Base(base) = &layer.kind else { return Ok(()) };
-    if engine.store.blobs().has_sized(&base.blob.digest, base.blob.size) {
-        return Ok(());
-    }
-    if layer.created.is_none() {
-        return fetch(engine, base, task);
-    }
+    let is_there = engine.store.blobs().has_sized(&base.blob.digest, base.blob.size);
     // Nobody but the cache says that the blob is what the step made, so it is looked into even if it is only passed on.
-    fetch(engine, base, task).and_then(|()| prove(engine, base)).map_err(|error| lost(layer, error))
+    let is_proven = layer.created.is_none() || layer.unpacked || layer.tar_size.is_some();
+    match (is_there, is_proven) {
+        (true, true) => Ok(()),
+        (true, false) => prove(engine, layer, base).map_err(|error| lost(layer, error)),
+        (false, _) if layer.created.is_none() => fetch(engine, base, task),
+        (false, _) => {
+            let fetched = fetch(engine, base, task).and_then(|()| prove(engine, layer, base));
+            fetched.map_err(|error| lost(layer, error))
+        }
+    }
 }
 
 /// What went wrong with a layer that a shared cache told of: it is as good as gone, unless the fault is on this side.
@@ -93,8 +97,8 @@ fn lost(layer: &LayerRecord, error: Error) -> Error {
     Error::CachedLayerLost { layer: layer.id.clone(), cause: Box::new(error) }
 }
 
-/// Proves that the tar in a blob is the one that it is said to be.
-fn prove(engine: &Engine, base: &BaseLayer) -> Result<(), Error> {
+/// Proves that the tar in a blob is the one that it is said to be, and notes that it is.
+fn prove(engine: &Engine, layer: &LayerRecord, base: &BaseLayer) -> Result<(), Error> {
     let blob = engine.store.blobs().open_sized(&base.blob.digest, base.blob.size)?;
     let unreadable = |cause| unpacking(base, UnpackBlobError::Decompress(cause));
     let (form, mut tar) = Decoder::detect(blob).map_err(unreadable)?;
@@ -102,21 +106,21 @@ fn prove(engine: &Engine, base: &BaseLayer) -> Result<(), Error> {
         // A manifest would say of it what it isn't.
         return Err(unreadable(std::io::Error::other(format!("it is no `{}`", base.blob.media_type))));
     }
-    let (mut hasher, mut piece) = (Hasher::new(), vec![0; 256 << 10]);
+    let (mut hasher, mut piece, mut size) = (Hasher::new(), vec![0; 256 << 10], 0);
     loop {
         engine.check()?;
-        match tar.read(&mut piece).map_err(unreadable)? {
-            0 => break,
-            count => hasher.update(&piece[..count]),
+        let count = tar.read(&mut piece).map_err(unreadable)?;
+        if count == 0 {
+            break;
         }
+        hasher.update(&piece[..count]);
+        size += count as u64;
     }
     let (found, expected) = (DiffId::new(hasher.finish()), base.diff_id);
-    if found == expected {
-        return Ok(());
+    if found != expected {
+        return Err(unpacking(base, UnpackBlobError::WrongDiffId { found, expected }));
     }
-    // The next one that asks would take it for proven.
-    engine.store.blobs().discard(&base.blob.digest)?;
-    Err(unpacking(base, UnpackBlobError::WrongDiffId { found, expected }))
+    Ok(engine.store.layers().set_packed(&layer.id, expected, size, None)?)
 }
 
 fn unpacking(base: &BaseLayer, cause: UnpackBlobError) -> Error {

@@ -125,10 +125,15 @@ fn steady(steps: usize) -> String {
 
 /// A build into an archive, with flags; the digest of its manifest.
 fn build_archive(home: &Home, dockerfile: &str, flags: &[&str]) -> (Outcome, Option<Value>) {
+    build_as(home, dockerfile, "", flags)
+}
+
+/// The same with more fields of the output.
+fn build_as(home: &Home, dockerfile: &str, form: &str, flags: &[&str]) -> (Outcome, Option<Value>) {
     let context = home.context("c", dockerfile);
     let (file, facts) = (home.path("out.tar"), home.path("facts.json"));
     let mut command = home.command();
-    command.env("SOURCE_DATE_EPOCH", EPOCH).arg("build").arg("-o").arg(format!("type=oci,dest={}", file.display()));
+    command.env("SOURCE_DATE_EPOCH", EPOCH).arg("build").arg("-o").arg(format!("type=oci,dest={}{form}", file.display()));
     command.arg("--metadata-file").arg(&facts).args(flags).arg(context);
     let outcome = crate::support::home::finish(&mut command);
     let digest =
@@ -248,6 +253,24 @@ fn max_has_the_steps_of_stages_and_min_has_not() {
         let steps: Vec<bool> = cached_steps(&outcome.ok()).into_iter().map(|(_, cached)| cached).collect();
         // With `min` the stage is asked for nothing when its COPY hits.
         assert_eq!(steps[1..], changed[1..], "{mode}");
+    }
+}
+
+/// The layers of a hit have the form that the output asks for, as if the step had been done here.
+#[test]
+fn the_image_is_the_same_in_every_form() {
+    let text =
+        "FROM busybox\nRUN mkdir /new && seq 1 2000 > /new/f\nRUN mkdir /newer && ln -s /new /newer/l && cp /new/f /newer\n";
+    let home = Home::new();
+    let folder = Folder(home.path("cache"));
+    let to = format!("type=local,dest={},compression=gzip", folder.0.display());
+    for (form, cached) in [("", 2), (",compression=zstd", 2), (",compression=uncompressed", 2), (",rewrite-timestamp=true", 2)] {
+        let (outcome, digest) = build_as(&home, text, form, &["--cache-to", &to]);
+        outcome.ok();
+        let (outcome, theirs) = build_as(&Home::new(), text, form, &["--cache-from", &from(&folder)]);
+        all_cached(&outcome.ok(), cached);
+        assert_eq!(theirs, digest, "{form}");
+        assert!(digest.is_some());
     }
 }
 
