@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 
+use crate::cache_key::memo_key;
 use crate::engine::Engine;
 use crate::error::{Error, ImageError};
 use crate::event::Task;
@@ -76,6 +77,11 @@ pub fn packed(engine: &Engine, layer: &LayerRecord, form: &Form, force: bool, ta
         return Ok(found);
     }
     engine.check()?;
+    // An output and a shared cache, or two processes, may want the same at the same time: one makes it, the others find it.
+    let _lock = engine.store.cache().lock(&memo_key("pack", &format!("{} {}", layer.id, form.label())))?;
+    if let Some(found) = engine.store.layers().get(&layer.id)?.and_then(|now| remembered(engine, &now, form)) {
+        return Ok(found);
+    }
     let name = format!("exporting layer {}", layer.id);
     task.status(&name, 0, None);
     let mut writer = engine.store.blobs().writer()?;

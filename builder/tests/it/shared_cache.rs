@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use crate::cache::cached_steps;
 use crate::support::home::{Home, Outcome};
-use crate::support::lab::{Registry, RegistryOptions};
+use crate::support::lab::{self, Registry, RegistryOptions};
+use crate::support::skip::skipped;
 
 /// A registry of the test's own with the bases, so that what moves can be counted.
 fn registry() -> Registry {
@@ -335,6 +336,42 @@ fn a_cache_that_fails_fails_no_build_unless_asked() {
     let (outcome, _) = build_archive(&home, &steady(1), &["--cache-from", "type=local,src=/none"]);
     let outcome = outcome.ok().says(&["there is no cache yet"]);
     assert!(!outcome.stderr.contains("WARN"), "{outcome:?}");
+}
+
+/// BuildKit imports what kiln wrote and kiln what BuildKit wrote, in every form, without a complaint and without a hit.
+#[test]
+fn buildkit_and_kiln_read_each_others_caches() {
+    let test = "shared_cache::buildkit_and_kiln_read_each_others_caches";
+    if std::env::var_os("KILN_TEST_FULL").is_none() {
+        return skipped(test, "it takes 1.5 GB (KILN_TEST_FULL=1)");
+    }
+    let (client, _) = lab::newest();
+    let host = lab::registry().host();
+    let home = Home::new();
+    let text = "FROM busybox AS s\nRUN echo a > /a\nFROM busybox\nCOPY --from=s /a /a\nRUN echo b > /b\n";
+    let context = home.context("c", text);
+    let docker = |flags: &[&str]| {
+        let mut command = Command::new(&client);
+        command.args(["buildx", "build", "--progress=plain", "--network=host"]).args(flags).arg("-");
+        command.stdin(fs::File::open(context.join("Dockerfile")).unwrap());
+        crate::support::home::finish(&mut command).ok().says(&["importing cache manifest from"])
+    };
+    let kiln = |flags: &[&str]| home.run(["build", "--no-cache"].iter().chain(flags).chain([&context.to_str().unwrap()])).ok();
+    for (number, form) in ["", ",image-manifest=false", ",image-manifest=false,oci-mediatypes=false"].into_iter().enumerate() {
+        let place = |who: &str| format!("type=registry,ref={host}/peers/{who}:{number}");
+        kiln(&["--cache-to", &format!("{},mode=max{form}", place("kiln"))]);
+        let theirs = format!("{},mode=max{form}", place("buildkit"));
+        let outcome = docker(&["--no-cache", "--cache-from", &place("kiln"), "--cache-to", &theirs]);
+        assert!(!outcome.stderr.contains("ERROR"), "{outcome:?}");
+        let outcome = kiln(&["--cache-from", &place("buildkit")]).says(&["was not written by kiln"]);
+        assert!(!outcome.stderr.contains("not used"), "{outcome:?}");
+    }
+    let (ours, theirs) = (format!("{host}/peers/inline:kiln"), format!("{host}/peers/inline:buildkit"));
+    kiln(&["--push", "-t", &ours, "--cache-to", "type=inline"]);
+    let from = format!("type=registry,ref={ours}");
+    let outcome = docker(&["--no-cache", "--push", "-t", &theirs, "--cache-from", &from, "--cache-to", "type=inline"]);
+    assert!(!outcome.stderr.contains("ERROR"), "{outcome:?}");
+    kiln(&["--cache-from", &theirs]).says(&["was not written by kiln"]);
 }
 
 /// C78: an image that looks as if it were the result of a build is not taken for it.
