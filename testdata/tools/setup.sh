@@ -29,7 +29,9 @@ strace strace
 nginx nginx-light
 /usr/share/doc/python3-venv python3-venv
 setcap libcap2-bin
-setfacl acl"
+setfacl acl
+rpmbuild rpm
+db5.3_load db5.3-util"
 static="musl-gcc musl-tools"
 
 have() { [[ $1 == /* ]] && [[ -e $1 ]] || PATH=$PATH:/usr/sbin:/sbin command -v "$1" > /dev/null; }

@@ -7,14 +7,15 @@ use aws_lc_rs::digest::{Context as Hasher, SHA256};
 use kiln_oci::digest::Digest;
 use kiln_oci::manifest::Raw;
 use kiln_store::rootdir::Kind;
-use kiln_store::view::View;
 use serde_json::Value;
 
 use super::statement::{self, Predicate, Subject};
 use super::{AttestationRequest, ProvenanceRequest, provenance, witness};
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::event::Task;
 use crate::export::assemble::{Attached, Built};
+use crate::export::files::Extra;
 use crate::request::BuildRequest;
 use crate::transfer::PackedImage;
 
@@ -71,7 +72,8 @@ pub(crate) fn to_files(
     built: &Built,
     prefix: &str,
     platform: bool,
-) -> Result<Vec<(String, Vec<u8>)>, Error> {
+    task: &Task,
+) -> Result<Vec<Extra>, Error> {
     let mut predicates = Vec::new();
     if let Some(found) = &built.packages {
         let layers: Vec<_> = built.layers.iter().map(|layer| layer.id.to_string()).collect();
@@ -85,7 +87,7 @@ pub(crate) fn to_files(
     if predicates.is_empty() {
         return Ok(Vec::new());
     }
-    let subjects = subjects(engine, built)?;
+    let subjects = subjects(engine, built, task)?;
     let platform = platform.then(|| built.platform.to_string().replace('/', "_"));
     let file = |predicate: &Predicate| {
         let name = match (&platform, predicate.filename.rsplit_once('.')) {
@@ -95,18 +97,14 @@ pub(crate) fn to_files(
         };
         let statement: Value = serde_json::from_slice(&statement::statement(predicate, &subjects))
             .map_err(Error::internal("read an attestation"))?;
-        Ok((name, format!("{statement:#}\n").into_bytes()))
+        Ok(Extra { name, bytes: format!("{statement:#}\n").into_bytes() })
     };
     predicates.iter().map(file).collect()
 }
 
 /// Every regular file of a result, by its path.
-fn subjects(engine: &Engine, built: &Built) -> Result<Vec<Subject>, Error> {
-    let lowers = match built.layers.last() {
-        Some(top) => engine.store.layers().lowers(&top.id)?,
-        None => Vec::new(),
-    };
-    let view: View = engine.store.view(&lowers)?;
+fn subjects(engine: &Engine, built: &Built, task: &Task) -> Result<Vec<Subject>, Error> {
+    let view = witness::files(engine, built.layers.last().map(|layer| &layer.id), task)?;
     let stored = |error: kiln_store::view::ViewError| Error::Store(error.into());
     let mut out = Vec::new();
     let mut todo: Vec<_> = view.root().map_err(stored)?.map(|root| (String::new(), root)).into_iter().collect();

@@ -9,6 +9,7 @@ use kiln_frontend::graph::{ContextId, CopyFrom, Graph, MountFrom, MountKind, Net
 use kiln_oci::platform::Platform;
 use kiln_oci::reference::Reference;
 use kiln_store::LayerId;
+use kiln_store::view::View;
 
 use super::provenance::{Facts, Material};
 use super::sbom::{self, spdx};
@@ -218,14 +219,19 @@ pub(crate) fn names(request: &BuildRequest) -> Vec<Reference> {
     names
 }
 
-/// Looks through the files of a result.
-pub(crate) fn packages(engine: &Engine, top: Option<&LayerId>, task: &Task) -> Result<Inventory, Error> {
+/// The files of a result, which are there now.
+pub(crate) fn files(engine: &Engine, top: Option<&LayerId>, task: &Task) -> Result<View, Error> {
     source::materialise(engine, top, task)?;
     let lowers = match top {
         Some(top) => engine.store.layers().lowers(top)?,
         None => Vec::new(),
     };
-    let view = engine.store.view(&lowers)?;
+    Ok(engine.store.view(&lowers)?)
+}
+
+/// Looks through the files of a result.
+pub(crate) fn packages(engine: &Engine, top: Option<&LayerId>, task: &Task) -> Result<Inventory, Error> {
+    let view = files(engine, top, task)?;
     let found = sbom::inventory::<Scanned>(&view, &|| engine.check().map_err(Scanned)).map_err(|Scanned(error)| error)?;
     for note in &found.notes {
         task.warn(format!("the list of packages lacks what could not be read: {note}"));

@@ -46,12 +46,15 @@ pub(crate) fn write(engine: &Engine, request: &BuildRequest, built: &[Built]) ->
         writer.output(&Output::Image { push: false, store: true, options })?;
     }
     for output in &request.outputs {
-        if let Output::Files { form, dest, platform_split, .. } = output {
+        if let Output::Files { form, dest, platform_split, attestation_prefix } = output {
             let name = if *form == FilesForm::Tar { "exporting to client tarball" } else { "exporting to client directory" };
             let task = engine.events.start(name);
             let wanted = files::Wanted { form: *form, dest, platform_split: *platform_split, clock: request.clock };
-            // (The attestations go here, one list a platform.)
-            let done = files::write(engine, built, &[], &wanted, &task);
+            // Where one folder has the files of several platforms, the names tell them apart.
+            let joined = built.len() > 1 && *platform_split == Some(false);
+            let said = built.iter().map(|built| attach::to_files(engine, request, built, attestation_prefix, joined, &task));
+            let said: Result<Vec<_>, Error> = said.collect();
+            let done = said.and_then(|said| files::write(engine, built, &said, &wanted, &task));
             task.end_with(done)?;
             continue;
         }

@@ -318,3 +318,39 @@ fn the_metadata_file_tells_as_much_as_is_wanted() {
         assert_eq!(told["buildDefinition"]["externalParameters"]["configSource"]["path"], "Dockerfile", "{platform}");
     }
 }
+
+/// As files beside files: every one of them is a subject.
+#[test]
+fn what_is_said_of_files_lies_beside_them() {
+    let home = Home::new();
+    let context = home.context("c", "FROM scratch\nCOPY a /dir/a\nCOPY a /b\n");
+    home.write("c/a", "hello\n");
+    let hello = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
+    let platforms = "--platform=linux/amd64,linux/arm64";
+    for (output, flags, files) in [
+        ("type=local,dest=one", vec!["--provenance=true", "--sbom"], vec!["one/provenance.json", "one/sbom.spdx.json"]),
+        ("type=local,dest=two,attestation-prefix=x-", vec!["--provenance=mode=min,filename=p.json"], vec!["two/x-p.json"]),
+        (
+            "type=local,dest=split",
+            vec!["--provenance=true", platforms],
+            vec!["split/linux_amd64/provenance.json", "split/linux_arm64/provenance.json"],
+        ),
+    ] {
+        let mut args = vec!["build", "-o", output];
+        args.extend(flags);
+        args.push(context.to_str().unwrap());
+        home.run(args).ok();
+        for file in files {
+            let statement: Value = serde_json::from_slice(&fs::read(home.path(file)).unwrap()).unwrap();
+            let subject = json!([
+                { "name": "b", "digest": { "sha256": hello } },
+                { "name": "dir/a", "digest": { "sha256": hello } },
+            ]);
+            assert_eq!(statement["subject"], subject, "{file}");
+            assert_eq!(statement["_type"], "https://in-toto.io/Statement/v0.1", "{file}");
+        }
+    }
+    // Docker's own archive has no place for it.
+    let refused = home.run(["build", "--provenance=true", "-o", "type=docker,dest=d.tar", context.to_str().unwrap()]);
+    refused.fails(2).says(&["an archive of `type=docker` can't hold attestations", "type=oci"]);
+}

@@ -54,7 +54,7 @@ fn registries_others_and_kiln_read_an_attested_image() {
         // kiln: as a base, pulled, run, and pushed on with all that is attached.
         let other = Home::new();
         other.build("child", &format!("FROM {name}\nRUN --network=none grep attested /note\n")).ok();
-        other.run(["pull", &name]).ok();
+        other.run(["pull", "--all-platforms", &name]).ok();
         assert_eq!(other.run(["run", &name]).ok().stdout, "attested\n");
         let onward = format!("{host}/attested/{form}-onward:1");
         other.run(["tag", &name, &onward]).ok();
@@ -86,7 +86,10 @@ fn registries_others_and_kiln_read_an_attested_image() {
 #[test]
 fn docker_shows_what_is_attached() {
     if std::env::var_os("KILN_TEST_FULL").is_none() {
-        return crate::support::skip::skipped("attest::readers::docker_shows_what_is_attached", "it takes 1.5 GB (KILN_TEST_FULL=1)");
+        return crate::support::skip::skipped(
+            "attest::readers::docker_shows_what_is_attached",
+            "it takes 1.5 GB (KILN_TEST_FULL=1)",
+        );
     }
     let docker = lab::newest_dockerd(true);
     let host = lab::registry().host();
