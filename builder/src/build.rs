@@ -157,6 +157,7 @@ fn attempt<T>(
     }
     daemon::check(engine, &request.outputs)?;
     let began = Instant::now();
+    witness::warn_of_scans(engine, request);
     let main = locate_main(engine, request)?;
     let (source, parsed, path) = load_definition(engine, request, &main)?;
     let ignore = load_main_ignore(engine, &main, path.as_deref())?;
@@ -303,7 +304,7 @@ impl Plan<'_> {
                 base_layers: build.image.config.rootfs.diff_ids.len(),
                 layouts: &bases.layouts,
                 materials: &materials,
-                contexts: self.named.iter().filter_map(|located| located.get()?.material.clone()).collect(),
+                contexts: self.named.iter().map(|located| located.get()?.material.clone()).collect(),
                 epoch: build.epoch.map(|_| clock),
             })
         });

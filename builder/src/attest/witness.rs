@@ -67,8 +67,8 @@ pub(crate) struct Seen<'a> {
     pub(crate) layouts: &'a Layouts,
     /// What was fetched.
     pub(crate) materials: &'a Materials,
-    /// What the named contexts were, if they came from addresses.
-    pub(crate) contexts: Vec<Material>,
+    /// What each of the named contexts was, if it came from an address and anybody asked for it.
+    pub(crate) contexts: Vec<Option<Material>>,
     /// `SOURCE_DATE_EPOCH`.
     pub(crate) epoch: Option<SystemTime>,
 }
@@ -85,7 +85,11 @@ impl Witness<'_> {
         let request = self.request;
         let mut materials = seen.materials.take();
         materials.extend(self.main.clone());
-        materials.extend(seen.contexts.iter().cloned());
+        // Another platform may have asked for more of them, sooner or later.
+        materials.extend(used(seen.graph).into_iter().filter_map(|id| match id {
+            ContextId::Main => None,
+            ContextId::Named(index) => seen.contexts.get(index)?.clone(),
+        }));
         for vertex in &seen.graph.vertices {
             if let Op::Image(op) = &vertex.op {
                 let kind = if seen.layouts.contains_key(&op.digest) { "oci" } else { "docker" };
@@ -227,6 +231,20 @@ pub(crate) fn files(engine: &Engine, top: Option<&LayerId>, task: &Task) -> Resu
         None => Vec::new(),
     };
     Ok(engine.store.view(&lowers)?)
+}
+
+/// Build arguments by which BuildKit also looks through stages and contexts.
+const MORE_SCANS: [&str; 2] = ["BUILDKIT_SBOM_SCAN_STAGE", "BUILDKIT_SBOM_SCAN_CONTEXT"];
+
+/// Says what is asked for and not done.
+pub(crate) fn warn_of_scans(engine: &Engine, request: &BuildRequest) {
+    let asked = |name: &&&str| {
+        let value = request.language.build_args.iter().find(|(key, _)| key == **name);
+        value.is_some_and(|(_, value)| !matches!(value.as_str(), "" | "false" | "0"))
+    };
+    for name in MORE_SCANS.iter().filter(asked).filter(|_| request.attestations.sbom) {
+        engine.events.warn(format!("`{name}` has no effect in kiln: an SBOM lists the packages of the image"));
+    }
 }
 
 /// Looks through the files of a result.

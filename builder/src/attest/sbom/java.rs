@@ -39,7 +39,10 @@ pub fn packages(read: &dyn Fn(u64, usize) -> Option<Vec<u8>>, size: u64, found: 
             out.extend(named(&group, &artifact, value("version"), String::new(), found));
         }
     }
-    if out.is_empty()
+    let file = found.rsplit('/').next().unwrap_or(found);
+    let stem = file.rsplit_once('.').map_or(file, |(stem, _)| stem);
+    // Those of what was packed into it say nothing of the archive itself.
+    if !out.iter().any(|package: &Package| stem.starts_with(&package.name))
         && let Some(entry) = entries.iter().find(|entry| entry.name == "META-INF/MANIFEST.MF")
     {
         let text = content(read, entry).unwrap_or_default();
@@ -49,8 +52,6 @@ pub fn packages(read: &dyn Fn(u64, usize) -> Option<Vec<u8>>, size: u64, found: 
             line.unwrap_or_default().trim().to_owned()
         };
         let first = |keys: &[&str]| keys.iter().map(|key| value(key)).find(|value| !value.is_empty()).unwrap_or_default();
-        let file = found.rsplit('/').next().unwrap_or(found);
-        let stem = file.rsplit_once('.').map_or(file, |(stem, _)| stem);
         let version = first(&["Implementation-Version", "Bundle-Version", "Specification-Version"]);
         // `commons-io-2.11.0.jar`
         let artifact = stem.strip_suffix(&version).map_or(stem, |rest| rest.trim_end_matches('-'));
@@ -124,4 +125,62 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A zip file with stored entries only, as `zip -0` writes it.
+    fn archive(files: &[(&str, &str)]) -> Vec<u8> {
+        let (mut out, mut list) = (Vec::new(), Vec::new());
+        for (name, text) in files {
+            let offset = out.len() as u32;
+            let sizes = [0, text.len() as u32, text.len() as u32].map(u32::to_le_bytes).concat();
+            out.extend([b"PK\x03\x04".as_slice(), &[20, 0, 0, 0, 0, 0, 0, 0, 0, 0], &sizes].concat());
+            out.extend([name.len() as u8, 0, 0, 0]);
+            out.extend(name.bytes().chain(text.bytes()));
+            list.extend([b"PK\x01\x02".as_slice(), &[20, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0], &sizes].concat());
+            list.extend([name.len() as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            list.extend(offset.to_le_bytes());
+            list.extend(name.bytes());
+        }
+        let at = (out.len() as u32).to_le_bytes();
+        let count = files.len() as u8;
+        out.extend(&list);
+        out.extend([b"PK\x05\x06".as_slice(), &[0, 0, 0, 0, count, 0, count, 0]].concat());
+        out.extend([(list.len() as u32).to_le_bytes(), at].concat());
+        out.extend([0, 0]);
+        out
+    }
+
+    fn found(file: &[u8], path: &str) -> Vec<String> {
+        let read = |at: u64, length: usize| Some(file.get(usize::try_from(at).ok()?..)?.get(..length)?.to_vec());
+        packages(&read, file.len() as u64, path).into_iter().map(|package| package.purl).collect()
+    }
+
+    #[test]
+    fn archives_say_what_they_are() {
+        let pom = ("META-INF/maven/a.b/c/pom.properties", "#Created\nversion=1.2\ngroupId=a.b\nartifactId=c\n");
+        let manifest = (
+            "META-INF/MANIFEST.MF",
+            "Manifest-Version: 1.0\r\nImplementation-Version: 3.1\r\nImplementation-Vendor-Id: x.y\r\n\r\nName: z\r\n",
+        );
+        let rows: [(&[(&str, &str)], &str, &[&str]); 4] = [
+            (&[pom], "/c-1.2.jar", &["pkg:maven/a.b/c@1.2"]),
+            (&[manifest, ("x/Y.class", "")], "/lib/tool-3.1.jar", &["pkg:maven/x.y/tool@3.1"]),
+            (&[manifest, pom], "/tool.jar", &["pkg:maven/a.b/c@1.2", "pkg:maven/x.y/tool@3.1"]),
+            (&[("META-INF/MANIFEST.MF", "Manifest-Version: 1.0\n")], "/x.jar", &[]),
+        ];
+        for (files, path, expected) in rows {
+            let file = archive(files);
+            assert_eq!(found(&file, path), expected, "{path}");
+            // However it is cut or changed, it is read to an end.
+            for at in 0..file.len() {
+                let mut other = file.clone();
+                other[at] = 0xff;
+                let _ = (found(&other, path), found(&file[..at], path));
+            }
+        }
+    }
 }
