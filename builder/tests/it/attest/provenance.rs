@@ -77,8 +77,8 @@ fn lines(config: &Value, source: &Value) -> BTreeSet<String> {
     let steps = config["llbDefinition"].as_array().unwrap().iter();
     let placed = steps.filter_map(|step| {
         let place = source["locations"].get(step["id"].as_str()?)?.get("locations")?;
-        // Where two instructions gave one step, BuildKit names both.
-        Some(json!([meaning(step), place[0]]).to_string())
+        // Where two instructions gave one step, BuildKit names both, the first last.
+        Some(json!([meaning(step), place.as_array()?.last()]).to_string())
     });
     placed.collect()
 }
@@ -352,5 +352,5 @@ fn what_is_said_of_files_lies_beside_them() {
     }
     // Docker's own archive has no place for it.
     let refused = home.run(["build", "--provenance=true", "-o", "type=docker,dest=d.tar", context.to_str().unwrap()]);
-    refused.fails(2).says(&["an archive of `type=docker` can't hold attestations", "type=oci"]);
+    refused.fails(125).says(&["an archive of `type=docker` can't hold attestations", "type=oci"]);
 }
