@@ -67,7 +67,7 @@ pub enum Source {
         /// The repository that has it.
         repository: Reference,
         /// Its descriptor.
-        descriptor: Descriptor,
+        descriptor: Box<Descriptor>,
     },
 }
 

@@ -108,7 +108,7 @@ pub enum DaemonError {
         /// Where.
         address: String,
         /// Why.
-        cause: ErrorKind,
+        cause: Box<ErrorKind>,
     },
     /// It answered with a status that is no success, or said that it failed.
     #[error("the daemon at {address} refuses to {action}: {message}")]
@@ -223,7 +223,7 @@ impl Daemon {
             ErrorKind::Unreachable { cause, .. } | ErrorKind::Tls { cause, .. } => {
                 DaemonError::Unreachable { address: self.address.to_string(), cause }
             }
-            cause => DaemonError::Broken { action, address: self.address.to_string(), cause },
+            cause => DaemonError::Broken { action, address: self.address.to_string(), cause: Box::new(cause) },
         };
         let url = self.base.join(path).map_err(|error| broken(ErrorKind::Protocol(error.to_string())))?;
         let mut headers = HeaderMap::new();

@@ -132,7 +132,7 @@ fn described(value: &Value, target: &Reference) -> Option<Source> {
     let name = value.get("image.name").and_then(Value::as_str).and_then(|names| names.split(',').next());
     let repository = name.and_then(|name| Reference::parse(name).ok()).unwrap_or_else(|| target.clone());
     let descriptor = value.get("containerimage.descriptor").unwrap_or(value);
-    let descriptor: Descriptor = serde_json::from_value(descriptor.clone()).ok()?;
+    let descriptor: Box<Descriptor> = Box::new(serde_json::from_value(descriptor.clone()).ok()?);
     Some(Source::Described { repository, descriptor })
 }
 
