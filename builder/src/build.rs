@@ -86,9 +86,9 @@ impl Rejected {
     }
 }
 
-impl From<Error> for Rejected {
+impl From<Error> for Box<Rejected> {
     fn from(error: Error) -> Self {
-        Rejected { error, warnings: Vec::new() }
+        Box::new(Rejected { error, warnings: Vec::new() })
     }
 }
 
@@ -464,7 +464,7 @@ pub(crate) fn lower_all(
     source: &Arc<Source>,
     parsed: &Parsed,
     scope: Scope,
-) -> Result<(Box<kiln_frontend::Build>, ResolvedBases), Rejected> {
+) -> Result<(Box<kiln_frontend::Build>, ResolvedBases), Box<Rejected>> {
     let language = &request.language;
     let mut bases = ResolvedBases::new(request.platforms.len() > 1);
     let mut options = LowerOptions {
@@ -511,7 +511,7 @@ pub(crate) fn lower_all(
                         Error::Store(error) => StepError::Store(error),
                         Error::Image(error) => StepError::Image(error),
                         Error::Pins(error) => StepError::Pins(error),
-                        other => return Rejected { error: other, warnings: Vec::new() },
+                        other => return Box::new(Rejected { error: other, warnings: Vec::new() }),
                     };
                     let error = Error::Step {
                         name: format!("[internal] load metadata for {}", wanted.reference),
@@ -519,12 +519,13 @@ pub(crate) fn lower_all(
                         meant: wanted.hint.clone(),
                         cause: Box::new(cause),
                     };
-                    Rejected { error, warnings }
+                    Box::new(Rejected { error, warnings })
                 })?;
             }
             Err(found) => {
                 let (diagnostics, warnings) = found.into_iter().partition(Diagnostic::is_error);
-                return Err(Rejected { error: Error::Dockerfile { source_text: Arc::clone(source), diagnostics }, warnings });
+                let error = Error::Dockerfile { source_text: Arc::clone(source), diagnostics };
+                return Err(Box::new(Rejected { error, warnings }));
             }
         }
     }
