@@ -7,6 +7,7 @@ use kiln_oci::digest::Digest;
 use serde_json::Value;
 
 use crate::support::home::{Home, finish};
+use crate::support::lab;
 use crate::support::skip::needs;
 
 const DOCKERFILE: &str = "FROM busybox\nCOPY data /data\nRUN mkdir /d && cp /data /d/copy && ln -s copy /d/link && rm /bin/ls\n";
@@ -183,4 +184,34 @@ fn rewritten_times_make_images_the_same() {
     let child = Layout(one.path("child-layout"));
     child.is_sound();
     assert_eq!(child.layers()[..3], rewritten.layers()[..]);
+}
+
+/// With the same epoch a newer BuildKit leaves the base as it is, too, and gives every file the same time.
+#[test]
+#[ignore = "needs Debian sid's docker.io, which `make record` makes"]
+fn buildkit_rewrites_the_same_times() {
+    let (docker, _) = lab::newest();
+    let home = Home::new();
+    let dockerfile = "FROM busybox\nRUN mkdir /d && echo x > /d/f && touch -d @1000000000 /d/old && ln -s f /d/l && rm /bin/ls\n";
+    let build = |program: &str, name: &str| {
+        let dest = home.path(&format!("{name}.tar"));
+        let output = format!("type=oci,dest={},rewrite-timestamp=true", dest.display());
+        let words = ["--network=host", "--build-arg", "SOURCE_DATE_EPOCH=1600000000", "-o", &output, "-f", "-"];
+        let context = home.context("empty", dockerfile);
+        let mut command = if name == "kiln" { home.command() } else { Command::new(program) };
+        if name != "kiln" {
+            command.arg("buildx");
+        }
+        command.arg("build").args(words).arg(context).stdin(std::fs::File::open(home.path("empty/Dockerfile")).unwrap());
+        finish(&mut command).ok();
+        let folder = home.path(name);
+        std::fs::create_dir(&folder).unwrap();
+        finish(Command::new("tar").arg("-xf").arg(&dest).arg("-C").arg(&folder)).ok();
+        Layout(folder)
+    };
+    let theirs = build(docker.to_str().unwrap(), "buildkit");
+    let ours = build("", "kiln");
+    assert_eq!(theirs.layers()[0]["digest"], ours.layers()[0]["digest"]);
+    let [theirs, ours] = [theirs, ours].map(|layout| times(&home.write("layer.tar", &layout.tars()[1])));
+    assert_eq!(theirs, ours);
 }
