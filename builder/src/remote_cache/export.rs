@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::thread::Scope;
 
+use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::{ChainId, Digest};
 use kiln_store::{LayerId, LayerKind, LayerRecord};
 
@@ -178,14 +179,10 @@ impl Target {
     }
 
     /// The steps of which every layer is there, or known to whoever finds them; and the layers that are there.
-    fn layers<'t>(
-        &self,
-        engine: &Engine,
-        told: impl Iterator<Item = &'t ToldStep>,
-    ) -> Result<(Steps, Vec<kiln_oci::descriptor::Descriptor>), Error> {
+    fn layers<'t>(&self, engine: &Engine, told: impl Iterator<Item = &'t ToldStep>) -> Result<(Steps, Vec<Descriptor>), Error> {
         // By depth and chain, so that parents come first, in the same order each time.
-        let mut all: BTreeMap<(usize, Digest), (Option<ChainId>, PackedLayer, Option<String>, bool)> = BTreeMap::new();
-        let mut tops: Vec<(&ToldStep, Option<(usize, Digest)>)> = Vec::new();
+        let mut all: BTreeMap<Place, Link> = BTreeMap::new();
+        let mut tops: Vec<(&ToldStep, Option<Place>)> = Vec::new();
         let there = lock(&self.there);
         for step in told {
             let chain = match &step.layer {
@@ -210,14 +207,15 @@ impl Target {
                 let chain_id = ChainId::extend(below, packed.diff_id);
                 let key = (depth, chain_id.digest());
                 // The same layer may have been made twice.
-                let known = all.entry(key).or_insert_with(|| (below, packed, layer.created.clone(), sent));
-                known.2 = known.2.take().into_iter().chain(layer.created.clone()).min();
+                let created = layer.created.clone();
+                let known = all.entry(key).or_insert_with(|| Link { below, packed, created: created.clone(), sent });
+                known.created = known.created.take().into_iter().chain(created).min();
                 (below, top) = (Some(chain_id), Some(key));
             }
             tops.push((step, top));
         }
         let (mut steps, mut layers, mut at) = (Steps::default(), Vec::new(), BTreeMap::new());
-        for (key, (below, packed, created, sent)) in all {
+        for (key, Link { below, packed, created, sent }) in all {
             let parent = below.and_then(|below| at.get(&(key.0.wrapping_sub(1), below.digest())).copied());
             if sent {
                 let mut descriptor = packed.descriptor.clone();
@@ -235,6 +233,18 @@ impl Target {
         }
         Ok((steps, layers))
     }
+}
+
+/// Where a layer stands: how many are below it, and what they and it are together.
+type Place = (usize, Digest);
+
+/// A layer of a result.
+struct Link {
+    below: Option<ChainId>,
+    packed: PackedLayer,
+    created: Option<String>,
+    /// Whether the place has it.
+    sent: bool,
 }
 
 /// Whether an image brought the layer, and no step made it.

@@ -350,7 +350,7 @@ struct Annotations {
     media_type: String,
     #[serde(rename = "diffID", default, skip_serializing_if = "Option::is_none")]
     diff_id: Option<DiffId>,
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default, skip_serializing_if = "is_nothing")]
     size: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     created_at: Option<String>,
@@ -452,13 +452,11 @@ impl Written {
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over references")]
 fn is_zero(value: &i64) -> bool {
     *value == 0
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over references")]
-fn is_none(value: &u64) -> bool {
+fn is_nothing(value: &u64) -> bool {
     *value == 0
 }
 
