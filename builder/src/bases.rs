@@ -116,7 +116,7 @@ fn pinned(
 ) -> Result<Image, Error> {
     let name = reference.to_string();
     // A name with a digest can't come to mean something else.
-    if reference.digest().is_some() || !(pins.is_written() || pins.is_enforced()) {
+    if reference.digest().is_some() {
         return resolve(engine, reference, platform, pull, task);
     }
     if let Some(locked) = pins.pin(Sort::Image, &name)? {
@@ -130,6 +130,9 @@ fn pinned(
             Error::Registry(cause) if !cause.is_temporary() => pins.gone(&reference.familiar(), &locked, error),
             _ => error,
         });
+    }
+    if !pins.is_written() {
+        return resolve(engine, reference, platform, pull, task);
     }
     // What the name means to everybody is what counts, not what was pulled here some day.
     let image = match from_registry(engine, reference, platform, task) {

@@ -35,10 +35,13 @@ pub(crate) fn time_of(engine: &Engine, request: &BuildRequest, of: &TimeSource) 
         TimeSource::Git { url, checksum } => {
             let source::Access { environment, grants, pins } = access(request);
             let (origin, cancel) = (git::Origin::Dockerfile, &engine.cancel);
-            let setting = git::Setting { store: &engine.store, environment, cancel, origin, grants, pins };
+            let setting =
+                git::Setting { store: &engine.store, events: &engine.events, environment, cancel, origin, grants, pins };
             let found = git::Fetched::find(url, checksum.as_deref(), None, &setting);
             engine.check()?;
-            let checkout = found.and_then(|found| found.check_out());
+            let task = engine.events.start(format!("fetching {}", git::redact(url)));
+            let checkout = found.and_then(|found| found.check_out(&task));
+            let checkout = task.end_with(checkout);
             engine.check()?;
             Ok(checkout.map_err(|error| step(error.into()))?.time.try_into().ok())
         }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -264,6 +265,55 @@ impl Events {
             // Nobody listening any more is no reason to stop working.
             let _ = sender.send(event);
         }
+    }
+}
+
+/// Passes bytes on and reports how many went through, as a part of a task.
+#[derive(Debug)]
+pub struct Counted<'t, T> {
+    inner: T,
+    task: Option<&'t Task>,
+    name: &'static str,
+    done: u64,
+    total: Option<u64>,
+}
+
+impl<'t, T> Counted<'t, T> {
+    /// Begins the part `name`; without a task nobody is told.
+    pub fn new(inner: T, task: Option<&'t Task>, name: &'static str, total: Option<u64>) -> Self {
+        task.into_iter().for_each(|task| task.status(name, 0, total));
+        Self { inner, task, name, done: 0, total }
+    }
+
+    /// Ends it.
+    pub fn finish(self) -> T {
+        self.task.into_iter().for_each(|task| task.status_done(self.name, self.done, self.total.map(|_| self.done)));
+        self.inner
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.done += bytes as u64;
+        self.task.into_iter().for_each(|task| task.status(self.name, self.done, self.total));
+    }
+}
+
+impl<T: Read> Read for Counted<'_, T> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.count(read);
+        Ok(read)
+    }
+}
+
+impl<T: Write> Write for Counted<'_, T> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(buffer)?;
+        self.count(written);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 

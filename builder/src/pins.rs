@@ -130,11 +130,22 @@ struct Inner {
     path: PathBuf,
     /// For which Dockerfile, as the header says.
     name: String,
-    enforce: bool,
+    purpose: Purpose,
     /// What the file said.
     old: Table,
     /// What this build came to know or asked for.
     used: Mutex<Table>,
+}
+
+/// What pins are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To be written to the file.
+    Write,
+    /// What the file says counts, and it says all.
+    Enforce,
+    /// What is known counts, wherever it is from; what is not known means what it means today.
+    Recall,
 }
 
 impl Pins {
@@ -152,7 +163,7 @@ impl Pins {
             Err(PinError::Missing { .. }) => Table::new(),
             old => old?,
         };
-        Ok(Pins(Some(Arc::new(Inner { path, name: name.to_owned(), enforce: false, old, used: Mutex::default() }))))
+        Ok(Pins(Some(Arc::new(Inner { path, name: name.to_owned(), purpose: Purpose::Write, old, used: Mutex::default() }))))
     }
 
     /// To be kept to.
@@ -161,17 +172,28 @@ impl Pins {
     /// There is no lock file that could be used.
     pub fn enforce(path: PathBuf) -> Result<Self, PinError> {
         let old = read(&path)?;
-        Ok(Pins(Some(Arc::new(Inner { path, name: String::new(), enforce: true, old, used: Mutex::default() }))))
+        Ok(Pins(Some(Arc::new(Inner { path, name: String::new(), purpose: Purpose::Enforce, old, used: Mutex::default() }))))
+    }
+
+    /// Those that somebody else remembers, where he remembers them; no file is involved.
+    pub fn recalled(pins: impl IntoIterator<Item = (Sort, String, String)>) -> Self {
+        let old = pins.into_iter().map(|(sort, name, value)| ((sort, shown(sort, &name)), value)).collect();
+        let (path, name) = (PathBuf::new(), String::new());
+        Pins(Some(Arc::new(Inner { path, name, purpose: Purpose::Recall, old, used: Mutex::default() })))
     }
 
     /// Whether a file is to be written.
     pub fn is_written(&self) -> bool {
-        self.0.as_ref().is_some_and(|inner| !inner.enforce)
+        self.is_for(Purpose::Write)
     }
 
     /// Whether a file is kept to.
     pub fn is_enforced(&self) -> bool {
-        self.0.as_ref().is_some_and(|inner| inner.enforce)
+        self.is_for(Purpose::Enforce)
+    }
+
+    fn is_for(&self, purpose: Purpose) -> bool {
+        self.0.as_ref().is_some_and(|inner| inner.purpose == purpose)
     }
 
     /// What a name is to stand for, where that is settled: by the lock file, or because this build has looked already.
@@ -181,8 +203,10 @@ impl Pins {
     pub fn pin(&self, sort: Sort, name: &str) -> Result<Option<String>, PinError> {
         let Some(inner) = &self.0 else { return Ok(None) };
         let key = (sort, shown(sort, name));
-        if !inner.enforce {
-            return Ok(inner.used().get(&key).cloned());
+        match inner.purpose {
+            Purpose::Write => return Ok(inner.used().get(&key).cloned()),
+            Purpose::Recall => return Ok(inner.old.get(&key).cloned()),
+            Purpose::Enforce => {}
         }
         match inner.old.get(&key) {
             Some(value) => {
@@ -202,14 +226,14 @@ impl Pins {
 
     /// Remembers what a name stands for.
     pub fn found(&self, sort: Sort, name: &str, value: &str) {
-        if let Some(inner) = self.0.as_ref().filter(|inner| !inner.enforce) {
+        if let Some(inner) = self.0.as_ref().filter(|inner| inner.purpose == Purpose::Write) {
             inner.used().insert((sort, shown(sort, name)), value.to_owned());
         }
     }
 
     /// The error that says that an address gives something else now.
     pub fn changed(&self, url: &str, locked: &str, actual: &str) -> Option<PinError> {
-        let inner = self.0.as_ref().filter(|inner| inner.enforce)?;
+        let inner = self.0.as_ref().filter(|inner| inner.purpose == Purpose::Enforce)?;
         let (locked, actual) = (locked.to_owned(), actual.to_owned());
         Some(PinError::Changed { url: shown(Sort::Url, url), path: inner.path.clone(), locked, actual })
     }
@@ -217,13 +241,13 @@ impl Pins {
     /// The error that says that an image can't be had any more.
     pub fn gone(&self, name: &str, locked: &str, cause: crate::error::Error) -> crate::error::Error {
         match &self.0 {
-            Some(inner) => crate::error::Error::Pins(PinError::Gone {
+            Some(inner) if inner.purpose == Purpose::Enforce => crate::error::Error::Pins(PinError::Gone {
                 name: name.to_owned(),
                 path: inner.path.clone(),
                 locked: locked.to_owned(),
                 cause: Box::new(cause),
             }),
-            None => cause,
+            _ => cause,
         }
     }
 
@@ -239,7 +263,7 @@ impl Pins {
     /// # Errors
     /// [`PinError::File`].
     pub fn save(&self) -> Result<Vec<(String, String)>, PinError> {
-        let Some(inner) = self.0.as_ref().filter(|inner| !inner.enforce) else { return Ok(Vec::new()) };
+        let Some(inner) = self.0.as_ref().filter(|inner| inner.purpose == Purpose::Write) else { return Ok(Vec::new()) };
         let mut table = inner.old.clone();
         table.extend(inner.used().clone());
         let changed = table.iter().filter(|(key, value)| inner.old.get(key) != Some(value));

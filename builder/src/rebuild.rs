@@ -3,6 +3,8 @@
 //! What is compared is what an image says: its configuration field by field, and its layers entry by entry. How blobs are compressed, and
 //! how a tar spells the same entry, is nobody's concern.
 
+pub mod sources;
+
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::time::SystemTime;

@@ -4,6 +4,7 @@
 //! so that what a hit stands on is never asked for. What is left is done as its inputs arrive (`schedule`), and each step is
 //! looked up once more by the content of its inputs before it runs.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -384,12 +385,19 @@ fn fetch(work: &Work<'_>, vertex: &Vertex, op: &CopyOp) -> Result<Vec<Fetched>, 
         match source {
             CopySource::Http(url) => {
                 let task = work.engine.events.start(git::redact(url));
-                let progress = |done, total| task.status("downloading", done, total);
+                let begun = Cell::new(false);
+                let progress = |done, total| {
+                    begun.set(true);
+                    task.status("downloading", done, total);
+                };
                 let checksum = match &op.checksum {
                     Some(Checksum::Digest(digest)) => Some(digest),
                     _ => None,
                 };
                 let fetched = http::fetch_pinned(url, &work.engine.store, checksum, work.grants, work.pins, &progress);
+                if let Some(fetched) = fetched.as_ref().ok().filter(|_| begun.get()) {
+                    task.status_done("downloading", fetched.size, Some(fetched.size));
+                }
                 out.push(Fetched::File(task.end_with(fetched).map_err(|e| placed(work, vertex, e.into()))?));
             }
             CopySource::Git(url) => {
@@ -401,6 +409,7 @@ fn fetch(work: &Work<'_>, vertex: &Vertex, op: &CopyOp) -> Result<Vec<Fetched>, 
                 let engine = work.engine;
                 let setting = git::Setting {
                     store: &engine.store,
+                    events: &engine.events,
                     environment: work.git,
                     cancel: &engine.cancel,
                     origin: Origin::Dockerfile,

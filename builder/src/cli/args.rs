@@ -97,7 +97,7 @@ impl Command {
 }
 
 /// `kiln build`.
-#[derive(Debug, Args, Default)]
+#[derive(Debug, Clone, Args, Default)]
 pub(crate) struct BuildArgs {
     /// Folder of the build context, address of a git repository or an archive, or `-` to read a Dockerfile or an archive from
     /// standard input
@@ -228,7 +228,7 @@ pub(crate) struct VerifyArgs {
 }
 
 /// What names stand for.
-#[derive(Debug, Args, Default)]
+#[derive(Debug, Clone, Args, Default)]
 pub(crate) struct PinArgs {
     /// Write down what the images, addresses and repositories of the build stand for now (default: `kiln.lock` beside the Dockerfile)
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
@@ -239,7 +239,7 @@ pub(crate) struct PinArgs {
 }
 
 /// Limits of all processes of a RUN together.
-#[derive(Debug, Args, Default)]
+#[derive(Debug, Clone, Args, Default)]
 pub(crate) struct ResourceArgs {
     /// Limit what all processes of a RUN may use together (format: `memory=1g,cpu-quota=50000`; also memory-swap, cpus,
     /// cpu-shares, cpu-period, cpuset-cpus, cpuset-mems, pids-limit)
@@ -269,7 +269,7 @@ pub(crate) struct ResourceArgs {
 }
 
 /// Flags of `docker build` that change nothing here, or nothing any more; each is answered with a warning.
-#[derive(Debug, Args, Default)]
+#[derive(Debug, Clone, Args, Default)]
 pub(crate) struct IgnoredBuildArgs {
     #[arg(long, hide = true)]
     pub(crate) rm: bool,
@@ -568,7 +568,10 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Argument
 
 /// The whole command, for help and completion.
 pub(crate) fn command() -> clap::Command {
-    Arguments::command()
+    // What an image was built from may stand in its provenance.
+    Arguments::command().mut_subcommand("verify", |verify| {
+        verify.mut_arg("context", |context| context.required(false).default_value("").hide_default_value(true))
+    })
 }
 
 /// Turns `--switch=true` into `--switch` and takes `--switch=false` away, together with earlier ones: the last one counts.

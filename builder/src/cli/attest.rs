@@ -9,7 +9,7 @@ use super::environment::Environment;
 use super::report::Failure;
 
 /// What is to be said about the image beside it.
-#[derive(Debug, Args, Default)]
+#[derive(Debug, Clone, Args, Default)]
 pub(crate) struct AttestArgs {
     /// Attestation parameters (format: `type=sbom`, `type=provenance[,mode=min|max]`)
     #[arg(long, value_name = "SPEC")]

@@ -205,7 +205,7 @@ fn set(pairs: &mut Vec<(String, String)>, key: &str, value: &str) {
 }
 
 /// Each platform once, in the order given.
-fn platforms(args: &BuildArgs, environment: &Environment) -> Result<Vec<Platform>, Failure> {
+pub(super) fn platforms(args: &BuildArgs, environment: &Environment) -> Result<Vec<Platform>, Failure> {
     let wanted: Vec<String> = match args.platform.is_empty() {
         false => args.platform.clone(),
         true => environment.text("DOCKER_DEFAULT_PLATFORM").into_iter().collect(),

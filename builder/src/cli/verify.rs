@@ -3,11 +3,15 @@
 use std::io;
 use std::time::SystemTime;
 
+use kiln::engine::Engine;
+use kiln::pins::Pins;
+use kiln::rebuild::sources::sources;
 use kiln::rebuild::{Claim, Difference, LayerDifference, Verdict, verify};
 use kiln::request::BuildRequest;
+use kiln_oci::platform::Platform;
 use serde_json::{Value, json};
 
-use super::args::VerifyArgs;
+use super::args::{BuildArgs, VerifyArgs};
 use super::build;
 use super::exit::Exit;
 use super::progress::Summary;
@@ -20,12 +24,17 @@ const FIELDS: usize = 10;
 /// Runs `kiln verify`: 0 when the image is what its sources build, 1 when it is not.
 pub(crate) fn run(session: &Session, args: &VerifyArgs) -> Exit {
     let report = session.report(true);
-    let prepared = prepare(session, args);
-    let (request, claim, mode, is_json) = match prepared {
+    let (claim, mode, is_json) = match prepare(session, args) {
         Ok(prepared) => prepared,
         Err(failure) => return report.failure(&failure, &Summary::default()),
     };
-    let (result, summary) = session.work("Verifying", mode, |engine| Ok(verify(engine, &request, &claim)?));
+    let (result, summary) = session.work("Verifying", mode, |engine| {
+        let request = match args.build.context.is_empty() {
+            false => request(session, args, &args.build)?,
+            true => recalled(session, args, engine)?,
+        };
+        Ok(verify(engine, &request, &claim)?)
+    });
     let told = result.and_then(|verdict| {
         write_stdout(&if is_json { format!("{:#}\n", as_json(&verdict)) } else { words(&claim.image, &verdict) })?;
         Ok(verdict)
@@ -39,7 +48,7 @@ pub(crate) fn run(session: &Session, args: &VerifyArgs) -> Exit {
     }
 }
 
-fn prepare(session: &Session, args: &VerifyArgs) -> Result<(BuildRequest, Claim, super::progress::Mode, bool), Failure> {
+fn prepare(session: &Session, args: &VerifyArgs) -> Result<(Claim, super::progress::Mode, bool), Failure> {
     let mode = session.mode(args.build.progress, args.build.quiet)?;
     let is_json = match args.format.as_deref() {
         None | Some("text") => false,
@@ -62,16 +71,83 @@ fn prepare(session: &Session, args: &VerifyArgs) -> Result<(BuildRequest, Claim,
             format!("leave out {flag}"),
         ));
     }
-    let mut request = build::request(&args.build, &session.environment, &mut io::stdin(), SystemTime::now())?;
-    if request.platforms.len() > 1 {
-        return Err(Failure::usage_hint("an image is verified for one platform at a time", "give one platform with --platform"));
+    if !args.build.context.is_empty() {
+        // A mistake in the flags is told before anything is begun; standard input is read later.
+        platform(session, args)?;
     }
+    let claim = Claim { image: args.image.clone(), ignore_times: args.ignore_timestamps };
+    Ok((claim, mode, is_json))
+}
+
+/// The one platform that is looked at.
+fn platform(session: &Session, args: &VerifyArgs) -> Result<Platform, Failure> {
+    match build::platforms(&args.build, &session.environment)?.as_slice() {
+        [platform] => Ok(platform.clone()),
+        _ => {
+            let hint = "give one platform with --platform";
+            Err(Failure::usage_hint("an image is verified for one platform at a time", hint))
+        }
+    }
+}
+
+/// The build that `build` describes, without a cache unless that is wanted.
+fn request(session: &Session, args: &VerifyArgs, build: &BuildArgs) -> Result<BuildRequest, Failure> {
+    let mut request = build::request(build, &session.environment, &mut io::stdin(), SystemTime::now())?;
     request.caching.disabled = !args.use_cache;
     if !args.use_cache {
         request.caches = kiln::request::CacheRequest::default();
     }
-    let claim = Claim { image: args.image.clone(), ignore_times: args.ignore_timestamps };
-    Ok((request, claim, mode, is_json))
+    Ok(request)
+}
+
+/// The build that the image's provenance describes; flags beat what it says.
+fn recalled(session: &Session, args: &VerifyArgs, engine: &Engine) -> Result<BuildRequest, Failure> {
+    let task = engine.events.start(format!("[internal] load provenance of {}", args.image));
+    let found = sources(engine, &args.image, &platform(session, args)?);
+    let found = task.end_with(found)?;
+    let cannot = |what: &str| {
+        let message = format!("{} {what}", args.image);
+        Failure::usage_hint(
+            message,
+            format!("give the build context and the flags of the build: `kiln verify {} CONTEXT`", args.image),
+        )
+    };
+    let found = found.ok_or_else(|| cannot("has no provenance that could say what it was built from"))?;
+    let context = found.context.ok_or_else(|| cannot("was built from a folder, as its provenance says"))?;
+    let mut build = args.build.clone();
+    build.context = context.into();
+    build.file = build.file.or(found.dockerfile.map(Into::into));
+    for (key, value) in found.args {
+        match key.split_once(':') {
+            // The last value of a name counts.
+            Some(("build-arg", name)) => build.build_arg.insert(0, format!("{name}={value}")),
+            Some(("label", name)) => build.label.insert(0, format!("{name}={value}")),
+            Some(("context", name)) => {
+                let is_given =
+                    build.build_context.iter().any(|given| given.split_once('=').is_some_and(|(given, _)| given == name));
+                if !is_given && (value.starts_with("local:") || value.starts_with("oci-layout:")) {
+                    let what = format!("was built with the context `{name}`, which was on a machine only");
+                    return Err(Failure::usage_hint(
+                        format!("{} {what}", args.image),
+                        format!("give `--build-context {name}=SOURCE`"),
+                    ));
+                }
+                build.build_context.insert(0, format!("{name}={value}"));
+            }
+            _ => match key.as_str() {
+                "target" => drop(build.target.get_or_insert(value)),
+                "force-network-mode" => drop(build.network.get_or_insert(value)),
+                "shm-size" => drop(build.shm_size.get_or_insert(value)),
+                "add-hosts" => build.add_host.extend(value.split(',').map(str::to_owned)),
+                _ => {}
+            },
+        }
+    }
+    let mut request = request(session, args, &build)?;
+    if !request.pins.is_enforced() {
+        request.pins = Pins::recalled(found.pins);
+    }
+    Ok(request)
 }
 
 fn words(image: &str, verdict: &Verdict) -> String {

@@ -1,5 +1,6 @@
 //! Hides where a context comes from: a folder of the user's, an archive, an address or a repository ends up as a folder.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use kiln_store::view::View;
 use super::ContextError;
 use crate::attest::provenance::Material;
 use crate::engine::Engine;
-use crate::event::Task;
+use crate::event::{Counted, Task};
 use crate::grant::Grants;
 use crate::ops::file::{begins_as_archive, unpack_all};
 use crate::ops::git::{self, Checkout, GitEnvironment, Origin};
@@ -90,13 +91,21 @@ pub(crate) fn locate(
         }
         ContextSource::Empty => Ok(Located::draft(engine.store.layers().prepare(None)?, None, None)),
         ContextSource::Archive { start } => {
-            let archive = Cursor::new(start.clone()).chain(io::stdin());
-            let (draft, newest) = unpack(engine, archive, "-")?;
+            let mut archive = Counted::new(Cursor::new(start.clone()).chain(io::stdin()), task, "transferring context:", None);
+            let (draft, newest) = unpack(engine, &mut archive, "-")?;
+            archive.finish();
             Ok(Located::draft(draft, newest, None))
         }
         ContextSource::Http(url) => {
-            let progress = |done, total| task.into_iter().for_each(|task| task.status("downloading", done, total));
+            let begun = Cell::new(false);
+            let progress = |done, total| {
+                begun.set(true);
+                task.into_iter().for_each(|task| task.status("downloading", done, total));
+            };
             let fetched = http::fetch_pinned(url, &engine.store, None, access.grants, access.pins, &progress)?;
+            if begun.get() {
+                task.into_iter().for_each(|task| task.status_done("downloading", fetched.size, Some(fetched.size)));
+            }
             let said = fetched.last_modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs());
             let material = Some(Material::http(url, fetched.digest));
             if begins_as_archive(fetched.open()?) {
@@ -109,13 +118,24 @@ pub(crate) fn locate(
         ContextSource::Git(url) => {
             let Access { environment, grants, pins } = access;
             let origin = Origin::CommandLine;
-            let setting = git::Setting { store: &engine.store, environment, cancel: &engine.cancel, origin, grants, pins };
+            let setting = git::Setting {
+                store: &engine.store,
+                events: &engine.events,
+                environment,
+                cancel: &engine.cancel,
+                origin,
+                grants,
+                pins,
+            };
             let keep = keep_git_dir.then_some(true);
             let found = git::Fetched::find(url, None, keep, &setting)?;
             if let Some(task) = task {
                 task.status_done(&format!("{} {}", found.shown(), found.commit()), 0, None);
             }
-            let checkout = found.check_out()?;
+            let checkout = match task {
+                Some(task) => found.check_out(task)?,
+                None => found.check_out(&engine.events.start(format!("fetching {}", found.shown())))?,
+            };
             let (folder, epoch) = (checkout.folder().to_owned(), checkout.time.try_into().ok());
             let material = Some(Material::git(url, found.commit()));
             Ok(Located { folder, origin: Kept::Checkout { _checkout: checkout }, epoch, text: None, material })

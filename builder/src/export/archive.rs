@@ -14,7 +14,7 @@ use kiln_store::tar::{Entry, Writer};
 
 use crate::engine::Engine;
 use crate::error::{Error, ImageError};
-use crate::event::Task;
+use crate::event::{Counted, Task};
 use crate::export::assemble::Assembled;
 use crate::export::{destination, folder, stored};
 use crate::ops::source::fetch_layer;
@@ -82,14 +82,29 @@ pub(crate) fn write(
     if let Destination::Folder(folder) = dest {
         return folder::write(engine, members, format, folder, task);
     }
-    task.status("sending tarball", 0, None);
     let path = match dest {
         Destination::Stdout => None,
         Destination::File(path) | Destination::Folder(path) => Some(path.as_path()),
     };
-    destination::write(path, |out| write_to(engine, members, format, out))?;
-    task.status_done("sending tarball", 0, None);
-    Ok(())
+    let total = tar_size(members, format)?;
+    destination::write(path, |out| {
+        let mut out = Counted::new(out, Some(task), "sending tarball", Some(total));
+        write_to(engine, members, format, &mut out)?;
+        out.finish();
+        Ok(())
+    })
+}
+
+/// How long the archive will be: an entry is a block of header and whole blocks of content, and two empty blocks end it.
+fn tar_size(members: &[Member<'_>], format: ArchiveFormat) -> Result<u64, Error> {
+    const BLOCK: u64 = 512;
+    let entry = |length: u64| BLOCK + length.next_multiple_of(BLOCK);
+    let blobs = blobs(members).into_values().map(|blob| match blob {
+        Blob::Bytes(bytes) => entry(bytes.len() as u64),
+        Blob::Stored(descriptor) => entry(descriptor.size),
+    });
+    let texts: u64 = texts(members, format)?.iter().map(|(_, text)| entry(text.len() as u64)).sum();
+    Ok(2 * entry(0) + blobs.sum::<u64>() + texts + 2 * BLOCK)
 }
 
 fn write_to(engine: &Engine, members: &[Member<'_>], format: ArchiveFormat, out: &mut dyn Write) -> Result<(), Error> {

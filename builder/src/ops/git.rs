@@ -9,6 +9,7 @@ mod command;
 
 use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kiln_frontend::ignore::PatternMatcher;
 use kiln_runner::Cancel;
@@ -16,6 +17,7 @@ use kiln_store::Store;
 use kiln_store::rootdir::FsError;
 
 use crate::context::{Context, ContextError};
+use crate::event::{Events, Task};
 use crate::grant::{Grants, Secret};
 use crate::ops::agent::{Agent, Forward};
 use crate::pins::{PinError, Pins, Sort};
@@ -27,7 +29,7 @@ pub use command::{GIVE_AGENT, GitEnvironment, PASSED_ON};
 
 use address::{Transport, Wanted};
 use checkout::Found;
-use command::Git;
+use command::{Git, Received};
 
 /// Why a git repository could not be fetched. No message holds a password of the address.
 #[derive(Debug, thiserror::Error)]
@@ -162,6 +164,7 @@ pub struct Fetched {
     agent: Option<Agent>,
     cancel: Cancel,
     store: Store,
+    events: Events,
     checkout: OnceLock<Checkout>,
     context: OnceLock<Context>,
     fetching: std::sync::Mutex<()>,
@@ -172,6 +175,8 @@ pub struct Fetched {
 pub struct Setting<'a> {
     /// Where the files will be.
     pub store: &'a Store,
+    /// Who hears of progress.
+    pub events: &'a Events,
     /// What git sees of the process's environment.
     pub environment: &'a GitEnvironment,
     /// Ends git early.
@@ -210,6 +215,7 @@ impl Fetched {
             environment: setting.environment.clone(),
             cancel: setting.cancel.clone(),
             store: setting.store.clone(),
+            events: setting.events.clone(),
             checkout: OnceLock::new(),
             context: OnceLock::new(),
             fetching: std::sync::Mutex::new(()),
@@ -238,6 +244,7 @@ impl Fetched {
             home,
             authorization: self.authorization.as_ref(),
             agent: forward.transpose().map_err(|cause| GitError::Agent { cause })?,
+            progress: None,
         })
     }
 
@@ -273,7 +280,9 @@ impl Fetched {
         if let Some(context) = self.context.get() {
             return Ok(context);
         }
-        let checkout = self.check_out()?;
+        let task = self.events.start(format!("fetching {}", self.shown()));
+        let checkout = self.check_out(&task);
+        let checkout = task.end_with(checkout)?;
         let context = Context::open(checkout.folder(), PatternMatcher::default(), None)?;
         let _ = self.checkout.set(checkout);
         Ok(self.context.get_or_init(|| context))
@@ -283,9 +292,14 @@ impl Fetched {
     ///
     /// # Errors
     /// [`GitError`].
-    pub fn check_out(&self) -> Result<Checkout, GitError> {
+    pub fn check_out(&self, task: &Task) -> Result<Checkout, GitError> {
+        let name = format!("fetching {}", self.found.commit);
+        let received = Received { task, name: &name, bytes: AtomicU64::new(0) };
         let home = checkout::draft(&self.store)?;
-        let git = self.git(&home.work)?;
-        checkout::check_out(&git, &self.found, self.keep_git_dir, checkout::draft(&self.store)?)
+        let git = Git { progress: Some(&received), ..self.git(&home.work)? };
+        task.status(&name, 0, None);
+        let checkout = checkout::check_out(&git, &self.found, self.keep_git_dir, checkout::draft(&self.store)?);
+        task.status_done(&name, received.bytes.load(Ordering::Relaxed), None);
+        checkout
     }
 }

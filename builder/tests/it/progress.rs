@@ -183,3 +183,44 @@ fn a_loud_step_arrives_whole_and_costs_no_memory() {
         }
     }
 }
+
+#[test]
+fn every_transfer_tells_its_bytes() {
+    let home = Home::new();
+    let folder = home.path("served");
+    std::fs::create_dir_all(&folder).unwrap();
+    let noise = "head -c 3000000 /dev/urandom";
+    crate::contexts::sh(
+        &folder,
+        &format!("git init -q -b main repo && {noise} > repo/g && {noise} > f && cd repo && git add . && git commit -qm g"),
+    );
+    let (files, git) = (lab::FolderServer::files(&folder), lab::FolderServer::git(&folder));
+    let dockerfile = format!("FROM busybox\nADD http://{}/f /f\nADD git://{}/repo /r/\nRUN true\n", files.host(), git.host());
+    home.context("c", &dockerfile);
+    let archive = crate::contexts::sh(&home.path("c"), &format!("{noise} > more && tar -cf ../c.tar . && realpath ../c.tar"));
+    let name = format!("{}/progress/bytes:1", lab::registry().host());
+    let out = format!("type=oci,dest={}", home.path("o.tar").display());
+    let mut command = home.command();
+    command.args(["build", "--progress=rawjson", "-o", &out, "-o", &format!("type=image,name={name},push=true"), "-"]);
+    let told = finish_with(command.stdin(std::fs::File::open(archive).unwrap()));
+    let mut ended: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for status in objects(&told).iter().flat_map(|object| object["statuses"].as_array().cloned().unwrap_or_default()) {
+        if status["completed"].is_string() {
+            let number = |key: &str| status[key].as_u64().unwrap_or_default();
+            ended.insert(status["id"].as_str().unwrap().to_owned(), (number("current"), number("total")));
+        }
+    }
+    let length = std::fs::metadata(home.path("o.tar")).unwrap().len();
+    assert_eq!(ended["sending tarball"], (length, length), "{ended:?}");
+    assert_eq!(ended["downloading"], (3_000_000, 3_000_000), "{ended:?}");
+    assert!(ended["transferring context:"].0 >= 3_000_000, "{ended:?}");
+    assert!(ended.iter().any(|(name, (bytes, _))| name.starts_with("fetching ") && *bytes >= 2_900_000), "{ended:?}");
+    assert!(
+        ended.iter().any(|(name, (bytes, total))| name.starts_with("sha256:") && bytes == total && *bytes > 500_000),
+        "{ended:?}"
+    );
+}
+
+fn finish_with(command: &mut std::process::Command) -> String {
+    home::finish(command).ok().stderr
+}

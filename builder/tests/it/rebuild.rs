@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::contexts::sh;
 use crate::support::home::{Home, Outcome, finish};
-use crate::support::lab;
+use crate::support::lab::{self, FolderServer};
 
 const USAGE: i32 = 125;
 
@@ -157,4 +157,44 @@ fn what_was_not_changed_is_the_same() {
     verify(&["-t", "y"]).fails(USAGE).says(&["--tag has no place here"]);
     finish(world.home.command().args(["verify", "no/such:1"]).arg(&plain)).fails(4);
     verify(&["--target", "none"]).fails(3);
+}
+
+#[test]
+fn the_provenance_says_what_to_build() {
+    let home = Home::new();
+    let served = home.path("served");
+    std::fs::create_dir_all(&served).unwrap();
+    let dockerfile =
+        "ARG WHICH=busybox\nFROM $WHICH\nARG WORD\nCOPY f /f\nRUN echo $WORD > /word && cat /f\nFROM busybox AS other\n";
+    home.write("served/Dockerfile.in", dockerfile);
+    let script = "git init -q -b main repo && cd repo && mkdir docker && mv ../Dockerfile.in docker/Dockerfile && echo one > f && \
+                  git add . && git commit -qm one";
+    sh(&served, script);
+    let server = FolderServer::git(&served);
+    let url = format!("git://{}/repo#main", server.host());
+    let image = format!("{}/verify/provenance:1", lab::registry().host());
+    let base = format!("{}/verify/base:1", lab::registry().host());
+    home.build(&base, "FROM busybox\nRUN echo first > /v\n").ok();
+    home.run(["push", &base]).ok();
+    let (word, which) = ("WORD=said", format!("WHICH={base}"));
+    let flags = ["--build-arg", word, "--build-arg", &which, "--target", "0", "-f", "docker/Dockerfile"];
+    let mut build = home.command();
+    build.args(["build", "--push", "-t", &image, "--provenance=mode=max"]).args(flags).arg(&url);
+    finish(&mut build).ok();
+
+    // All that has a name moves on; the image is verified where nobody has built it.
+    home.build(&base, "FROM busybox\nRUN echo second > /v\n").ok();
+    home.run(["push", &base]).ok();
+    sh(&served, "cd repo && echo two > f && git commit -qam two");
+    let verify = |args: &[&str]| {
+        let mut command = home.command();
+        finish(command.env("KILN_ROOT", home.path("elsewhere")).args(["verify", "--ignore-timestamps"]).args(args))
+    };
+    let same = verify(&[&image]).ok().says(&["one"]);
+    assert!(same.stdout.contains("is what its sources build"), "{}", same.stdout);
+    let other = verify(&[&image, "--build-arg", "WORD=other"]).fails(1).stdout;
+    assert!(other.contains("/word: content: image 5 bytes"), "{other}");
+    let today = verify(&[&[image.as_str()], &flags[..], &[&url]].concat()).fails(1).stdout;
+    assert!(today.contains("/v: content: image 6 bytes"), "{today}");
+    verify(&[&base]).fails(USAGE).says(&["has no provenance", "CONTEXT"]);
 }

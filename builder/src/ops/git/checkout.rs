@@ -143,7 +143,7 @@ fn fetch(git: &Git<'_>, found: &Found, folder: &Path) -> Result<(), GitError> {
     };
     let commit = format!("{}^{{commit}}", found.commit);
     let arrived = || git.run("look into", folder, &["cat-file", "-e", &commit]);
-    let plain = ["fetch", "-q", "--no-tags", "--no-recurse-submodules", "--no-auto-gc"];
+    let plain = ["fetch", "--progress", "--no-tags", "--no-recurse-submodules", "--no-auto-gc"];
     let shallow = [&plain[..], &["--depth=1", "--", remote, &wanted]].concat();
     // Some servers know nothing of depths, or give no commit by its id; and a branch may have moved since it was asked for.
     let first = match git.run("fetch from", folder, &shallow).and_then(|_| arrived()) {

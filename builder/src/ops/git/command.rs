@@ -5,12 +5,17 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+/// So much of what git says is kept: errors come last.
+const LONGEST_SAID: usize = 256 << 10;
 
 use kiln_runner::Cancel;
 
 use super::GitError;
 use super::address::{GitAddress, Origin, Transport};
+use crate::event::Task;
 use crate::grant::Secret;
 use crate::ops::agent::Forward;
 
@@ -34,6 +39,21 @@ pub const PASSED_ON: [&str; 12] = [
     "GIT_SSL_CAINFO",
 ];
 
+/// How much a fetch has received, as a part of a task.
+#[derive(Debug)]
+pub(super) struct Received<'a> {
+    pub(super) task: &'a Task,
+    pub(super) name: &'a str,
+    pub(super) bytes: AtomicU64,
+}
+
+impl Received<'_> {
+    fn tell(&self, bytes: u64) {
+        self.bytes.store(bytes, Ordering::Relaxed);
+        self.task.status(self.name, bytes, None);
+    }
+}
+
 /// Runs git for one address.
 #[derive(Debug)]
 pub(super) struct Git<'a> {
@@ -47,6 +67,8 @@ pub(super) struct Git<'a> {
     pub(super) authorization: Option<&'a Secret>,
     /// Leads to the agent that ssh is to ask, and no other.
     pub(super) agent: Option<Forward>,
+    /// Is told how many bytes a fetch has received.
+    pub(super) progress: Option<&'a Received<'a>>,
 }
 
 /// How a build gives git an agent.
@@ -158,7 +180,8 @@ impl Git<'_> {
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         std::thread::scope(|scope| {
             let stdout = scope.spawn(move || read_all(stdout));
-            let stderr = scope.spawn(move || read_all(stderr));
+            let progress = self.progress;
+            let stderr = scope.spawn(move || read_watched(stderr, progress));
             let mut patience = Duration::from_millis(1);
             let status = loop {
                 if let Some(status) = child.try_wait()? {
@@ -190,6 +213,40 @@ fn read_all(pipe: Option<impl Read>) -> Vec<u8> {
     bytes
 }
 
+/// The same of what git tells a person, from which figures are taken on the way.
+fn read_watched(pipe: Option<impl Read>, progress: Option<&Received<'_>>) -> Vec<u8> {
+    let Some(progress) = progress else { return read_all(pipe) };
+    let Some(mut pipe) = pipe else { return Vec::new() };
+    let (mut bytes, mut buffer) = (Vec::new(), vec![0; 4096]);
+    while let Ok(read @ 1..) = pipe.read(&mut buffer) {
+        bytes.extend_from_slice(&buffer[..read]);
+        // Each figure takes the place of the one before.
+        let lines = String::from_utf8_lossy(&buffer[..read]);
+        lines.split(['\r', '\n']).filter_map(received).for_each(|bytes| progress.tell(bytes));
+        if bytes.len() > LONGEST_SAID {
+            bytes.drain(..bytes.len() - LONGEST_SAID / 2);
+        }
+    }
+    bytes
+}
+
+/// The bytes in `Receiving objects:  45% (450/1000), 1.20 MiB | 2.30 MiB/s`.
+fn received(line: &str) -> Option<u64> {
+    // Few objects are unpacked as they come, many are received as a pack.
+    let rest = ["Receiving objects:", "Unpacking objects:"].iter().find_map(|prefix| line.strip_prefix(prefix))?;
+    let (_, figures) = rest.split_once("), ")?;
+    let mut words = figures.split(' ');
+    let number: f64 = words.next()?.parse().ok()?;
+    let unit = match words.next()?.trim_end_matches(',') {
+        "bytes" => 1.0,
+        "KiB" => 1024.0,
+        "MiB" => 1024.0 * 1024.0,
+        "GiB" => 1024.0 * 1024.0 * 1024.0,
+        _ => return None,
+    };
+    Some((number * unit) as u64)
+}
+
 /// What git says last is what stopped it; `fatal:` and its kin say nothing more. Of a connection that failed ssh has said why.
 fn last_line(said: &str) -> String {
     const NOTHING: [&str; 3] = ["and the repository exists", "Please make sure", "fatal: Could not read from remote repository"];
@@ -203,6 +260,21 @@ fn last_line(said: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn how_much_came() {
+        let rows = [
+            ("Receiving objects:  45% (450/1000), 1.50 KiB | 2.30 MiB/s", Some(1536)),
+            ("Receiving objects: 100% (3/3), 211 bytes | 211.00 KiB/s, done.", Some(211)),
+            ("Unpacking objects: 100% (3/3), 2.86 MiB | 40.00 MiB/s, done.", Some(2_998_927)),
+            ("Receiving objects: 100% (3/3), done.", None),
+            ("remote: Counting objects: 100% (3/3), done.", None),
+            ("fatal: no", None),
+        ];
+        for (line, want) in rows {
+            assert_eq!(received(line), want, "{line}");
+        }
+    }
 
     #[test]
     fn what_git_says() {
