@@ -112,6 +112,11 @@ pub(super) fn check_out(git: &Git<'_>, found: &Found, keep_git_dir: bool, draft:
     // Submodules with relative addresses count from it.
     git.run("set up", &folder, &["config", "remote.origin.url", &git.address.remote])?;
     git.run("set up", &folder, &["config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*"])?;
+    if !keep_git_dir {
+        // Few objects, too, come as a pack, of which git tells how much came. Where git's folder stays they are files of their own, whose
+        // bytes depend on no server.
+        git.run("set up", &folder, &["config", "fetch.unpackLimit", "1"])?;
+    }
     fetch(git, found, &folder)?;
     git.run("check out", &folder, &["checkout", "-q", "--force", "--detach", &found.commit])?;
     if git.address.submodules && folder.join(".gitmodules").symlink_metadata().is_ok() {
