@@ -112,11 +112,6 @@ pub(super) fn check_out(git: &Git<'_>, found: &Found, keep_git_dir: bool, draft:
     // Submodules with relative addresses count from it.
     git.run("set up", &folder, &["config", "remote.origin.url", &git.address.remote])?;
     git.run("set up", &folder, &["config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*"])?;
-    if !keep_git_dir {
-        // Few objects, too, come as a pack, of which git tells how much came. Where git's folder stays they are files of their own, whose
-        // bytes depend on no server.
-        git.run("set up", &folder, &["config", "fetch.unpackLimit", "1"])?;
-    }
     fetch(git, found, &folder)?;
     git.run("check out", &folder, &["checkout", "-q", "--force", "--detach", &found.commit])?;
     if git.address.submodules && folder.join(".gitmodules").symlink_metadata().is_ok() {
@@ -148,7 +143,7 @@ fn fetch(git: &Git<'_>, found: &Found, folder: &Path) -> Result<(), GitError> {
     };
     let commit = format!("{}^{{commit}}", found.commit);
     let arrived = || git.run("look into", folder, &["cat-file", "-e", &commit]);
-    let plain = ["fetch", "--progress", "--no-tags", "--no-recurse-submodules", "--no-auto-gc"];
+    let plain = ["fetch", "-q", "--progress", "--no-tags", "--no-recurse-submodules", "--no-auto-gc"];
     let shallow = [&plain[..], &["--depth=1", "--", remote, &wanted]].concat();
     // Some servers know nothing of depths, or give no commit by its id; and a branch may have moved since it was asked for.
     let first = match git.run("fetch from", folder, &shallow).and_then(|_| arrived()) {
