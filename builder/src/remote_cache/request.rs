@@ -55,6 +55,7 @@ pub struct MountExport {
 
 /// Where a cache is written to.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "there are one or two of them in a build")]
 pub enum TargetPlace {
     /// Into the configuration of the image.
     Inline,
