@@ -8,7 +8,7 @@ In a round all sides push the same image, one after the other, every round begin
 random, half is text. Beside the time that a person waits stands the processor time of the side and of the registry: on a
 machine with other work that says more. Ratios are of the shortest times and, paired, the median of the rounds' ratios.
 """
-import argparse, os, pathlib, random, shutil, statistics, subprocess, sys, tempfile, time
+import argparse, os, pathlib, random, shutil, signal, statistics, subprocess, sys, tempfile, time
 
 sys.dont_write_bytecode = True
 import lab
@@ -137,6 +137,8 @@ def main():
     parser.add_argument("--only", default="kiln,docker,buildah")
     parser.add_argument("--require", type=float, nargs=2, metavar=("DOCKER", "BUILDAH"), help="fail when a ratio is below these")
     o = parser.parse_args()
+    # Whoever ends it early leaves no daemon behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     took = {}
     with tempfile.TemporaryDirectory(prefix="kiln-push-", dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
         context = os.path.join(folder, "context")
