@@ -13,11 +13,11 @@ use kiln_store::layer::{PackOptions, pack};
 use kiln_store::{MountGuard, Still};
 
 use super::chunk::Cutter;
-use super::{Chunk, Packed, Stored, load};
+use super::{Chunk, Packed, Stored, VERSION, sum};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::event::Task;
-use crate::remote_cache::backend::{Backend, Subject};
+use crate::remote_cache::backend::{Backend, Document, Subject};
 use crate::remote_cache::causes;
 use crate::remote_cache::request::{CacheRequest, CacheTarget, TargetPlace};
 
@@ -59,15 +59,18 @@ struct Exporter<'a> {
 
 impl Exporter<'_> {
     fn run(&self, ids: Vec<String>) -> Result<(), Error> {
-        // What can't be read is written anew.
-        let before = load(&*self.backend, None).unwrap_or_default();
+        let before = self.before();
         let known: HashMap<&str, &Chunk> = before.iter().flat_map(|m| &m.chunks).map(|c| (c.raw.as_str(), c)).collect();
         let mut mounts = Vec::new();
         for id in ids {
             self.engine.check()?;
             let guard = match self.engine.store.mounts().still(id.as_bytes(), PATIENCE)? {
                 Still::Here(guard) => guard,
-                Still::Absent => continue,
+                // No step that mounts it had to run: what the cache has of it stays.
+                Still::Absent => {
+                    mounts.extend(before.iter().find(|packed| packed.id == id).cloned());
+                    continue;
+                }
                 Still::InUse => {
                     self.task.warn(format!("the cache mount `{id}` is in use by another build and was left as the cache has it"));
                     mounts.extend(before.iter().find(|packed| packed.id == id).cloned());
@@ -105,6 +108,19 @@ impl Exporter<'_> {
         let bytes = serde_json::to_vec(&stored).map_err(Error::internal("write a document about cache mounts"))?;
         self.backend.save(Subject::Mounts, &bytes, &layers)?;
         Ok(())
+    }
+
+    /// What the place has. What can't be read is written anew, and so is what another key signed: nobody's word gets this one's
+    /// signature.
+    fn before(&self) -> Vec<Packed> {
+        let documents = self.backend.load(Subject::Mounts).unwrap_or_default();
+        let own = documents.into_iter().filter_map(|document| match document {
+            Document::Cache { config, .. } => serde_json::from_slice::<Stored>(&config).ok(),
+            Document::Image { .. } => None,
+        });
+        let key = self.target.sign.as_deref();
+        let own = own.filter(|s| s.version == VERSION && key.is_none_or(|key| s.signature == key.sign(&sum(&s.mounts))));
+        own.flat_map(|stored| stored.mounts).collect()
     }
 
     /// Packs a folder and sends what the place lacks of it.
