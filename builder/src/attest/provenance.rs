@@ -275,7 +275,7 @@ impl Facts {
         let mut locations = Map::new();
         for (index, vertex) in self.graph.vertices.iter().enumerate() {
             let Some(step) = steps.of(VertexId(index)) else { continue };
-            let lines = vertex.span.map_or(1..=0, |span| span.first_line..=span.last_line);
+            let lines = vertex.span.into_iter().flat_map(|span| span.first_line..=span.last_line);
             let ranges: Vec<Value> = lines.map(|line| json!({ "start": { "line": line }, "end": { "line": line } })).collect();
             let location = if ranges.is_empty() { json!({}) } else { json!({ "locations": [{ "ranges": ranges }] }) };
             locations.insert(step, location);

@@ -166,7 +166,8 @@ mod tests {
             "META-INF/MANIFEST.MF",
             "Manifest-Version: 1.0\r\nImplementation-Version: 3.1\r\nImplementation-Vendor-Id: x.y\r\n\r\nName: z\r\n",
         );
-        let rows: [(&[(&str, &str)], &str, &[&str]); 4] = [
+        type Row<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a [&'a str]);
+        let rows: [Row<'_>; 4] = [
             (&[pom], "/c-1.2.jar", &["pkg:maven/a.b/c@1.2"]),
             (&[manifest, ("x/Y.class", "")], "/lib/tool-3.1.jar", &["pkg:maven/x.y/tool@3.1"]),
             (&[manifest, pom], "/tool.jar", &["pkg:maven/a.b/c@1.2", "pkg:maven/x.y/tool@3.1"]),
