@@ -139,7 +139,7 @@ mod tests {
             session_token: None,
         };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_369_353_600);
-        let rows: [(&str, Option<(&str, &str)>, &str, &str); 3] = [
+        let rows = [
             (
                 "/test.txt",
                 Some(("range", "bytes=0-9")),
