@@ -1,5 +1,6 @@
 //! The `kiln` command.
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::type_complexity, reason = "a table's row type is read off its rows"))]
 
 mod cli;
 

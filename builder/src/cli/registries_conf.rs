@@ -289,11 +289,7 @@ mod tests {
             let helpers = read_texts(&[&list(first)], &more).unwrap().helpers;
             let (is_before, is_after): (Vec<&str>, Vec<&str>) =
                 (helpers.before.iter().map(String::as_str).collect(), helpers.after.iter().map(String::as_str).collect());
-            assert_eq!(
-                (is_before, is_after),
-                (before.iter().copied().collect(), after.iter().copied().collect()),
-                "{first} {folder:?}"
-            );
+            assert_eq!((is_before, is_after), (before.to_vec(), after.to_vec()), "{first} {folder:?}");
         }
         assert_eq!(read_texts(&[""], &[]).unwrap(), Settings::default());
     }

@@ -355,7 +355,7 @@ fn a_killed_restore_leaves_no_half_folder() {
         fs::remove_dir_all(&mounts).unwrap();
         fs::create_dir(&mounts).unwrap();
     }
-    assert!(seen.get(&false).is_some(), "every build ended before it was killed");
+    assert!(seen.contains_key(&false), "every build ended before it was killed");
     home.left_nothing();
 }
 

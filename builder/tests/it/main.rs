@@ -1,6 +1,7 @@
 //! kiln from end to end: the command as it is installed, real registries, real kernels, and other people's programs
 //! that read what it made. One module a subject.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "this is a test program")]
+#![allow(clippy::type_complexity, reason = "a table's row type is read off its rows")]
 
 mod attest;
 mod cache;
