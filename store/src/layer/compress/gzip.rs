@@ -14,9 +14,11 @@ use super::ordered::Ordered;
 const BLOCK: usize = 512 << 10;
 /// How far back deflate can refer.
 const DICTIONARY: usize = 32 << 10;
-/// A block is sampled in so many places of so many bytes to see whether deflating it is of any use.
-const SAMPLES: usize = 3;
+/// A block is sampled in so many places of so many bytes to see whether deflating it is of any use …
+const SAMPLES: usize = 8;
 const SAMPLE: usize = 16 << 10;
+/// … which it is when so many of them are: the end of a text before a film is not worth deflating the film.
+const WORTHWHILE: usize = 2;
 /// Longest stored block of deflate (RFC 1951 3.2.4).
 const STORED: usize = 65535;
 /// No name, no time; XFL says nothing; 255 is "unknown system" (RFC 1952 2.3).
@@ -207,11 +209,12 @@ impl Probe {
         if data.len() < SAMPLES * SAMPLE {
             return true;
         }
-        (0..SAMPLES).any(|at| {
+        let good = (0..SAMPLES).filter(|at| {
             let start = (data.len() - SAMPLE) / (SAMPLES - 1) * at;
             let sample = &data[start..start + SAMPLE];
             is_skewed(sample) || self.repeats(sample)
-        })
+        });
+        good.take(WORTHWHILE).count() == WORTHWHILE
     }
 
     /// Whether a fiftieth of the sample was there before in it.
