@@ -276,7 +276,7 @@ expect 24 80
 resize 50 132
 type sleep 0.3; stty size\r
 expect 50 132
-type echo st''arted; sleep 1000\r
+type sh -c 'a=st; echo ${a}arted; exec sleep 1000'\r
 expect started
 type \x03
 expect /srv #
