@@ -64,7 +64,13 @@ impl ImageRecord {
     pub fn for_platform(&self, platform: &Platform) -> Option<Self> {
         let score = |image: &&PlatformImage| image.platform.serves(platform);
         let image = self.platforms.iter().filter(|image| score(image).is_some()).max_by_key(score)?;
-        Some(Self {
+        Some(self.single(image))
+    }
+
+    /// The record of one image of an index as if it stood alone.
+    #[must_use]
+    pub fn single(&self, image: &PlatformImage) -> Self {
+        Self {
             config: image.config,
             layers: image.layers.clone(),
             manifest: Some(image.manifest.clone()),
@@ -72,7 +78,7 @@ impl ImageRecord {
             index: None,
             platforms: Vec::new(),
             ..self.clone()
-        })
+        }
     }
 
     /// The digest that the name stands for in a registry, as far as it is known.

@@ -23,6 +23,19 @@ use crate::request::Output;
 use crate::transfer::PackedImage;
 use parts::Parts;
 
+/// What both daemons say of an image that they have.
+#[derive(Debug, serde::Deserialize)]
+struct Inspected {
+    #[serde(rename = "RootFS")]
+    rootfs: RootFs,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct RootFs {
+    #[serde(rename = "Layers", default)]
+    layers: Option<Vec<String>>,
+}
+
 /// What a failed request to take an image was.
 const LOAD: &str = "load an image";
 

@@ -55,7 +55,7 @@ pub(crate) fn whole(
         let known = record.platforms.iter().find(|image| image.manifest.digest == entry.digest);
         if let Some(image) = known {
             // Without a name: an index can't be told of another manifest.
-            let mut one = ImageRecord { name: None, ..single(&record, image) };
+            let mut one = ImageRecord { name: None, ..record.single(image) };
             let mut packed = packed_image(engine, &mut one, &Form::DEFAULT, task, ready)?;
             if packed.descriptor.digest != entry.digest {
                 return Err(invalid(format!("the layers that the manifest {} names are lost", entry.digest)));
@@ -87,18 +87,6 @@ pub fn for_platform(record: ImageRecord, platform: &Platform) -> Result<ImageRec
         false => record.platforms.iter().map(|image| image.platform.to_string()).collect(),
     };
     Err(Error::Image(ImageError::NoPlatform { name, wanted: platform.to_string(), offered }))
-}
-
-fn single(record: &ImageRecord, image: &kiln_store::PlatformImage) -> ImageRecord {
-    ImageRecord {
-        config: image.config,
-        layers: image.layers.clone(),
-        manifest: Some(image.manifest.clone()),
-        platform: Some(image.platform.clone()),
-        index: None,
-        platforms: Vec::new(),
-        ..record.clone()
-    }
 }
 
 /// Whether an entry of an index is something said about another one.

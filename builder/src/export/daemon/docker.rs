@@ -12,7 +12,7 @@ use kiln_oci::reference::Reference;
 use kiln_registry_client::{Daemon, DaemonAnswer, DaemonError};
 use serde::Deserialize;
 
-use super::{Handed, LOAD, known_blobs, layout};
+use super::{Handed, Inspected, LOAD, known_blobs, layout};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::event::Task;
@@ -47,18 +47,6 @@ struct ListedManifest {
     id: String,
     #[serde(rename = "Available", default)]
     available: bool,
-}
-
-#[derive(Debug, Deserialize)]
-struct Inspected {
-    #[serde(rename = "RootFS")]
-    rootfs: RootFs,
-}
-
-#[derive(Debug, Deserialize)]
-struct RootFs {
-    #[serde(rename = "Layers", default)]
-    layers: Option<Vec<String>>,
 }
 
 /// Gives dockerd an image.

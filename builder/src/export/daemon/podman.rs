@@ -12,7 +12,7 @@ use kiln_oci::media_type;
 use kiln_registry_client::{Daemon, DaemonError};
 use serde::Deserialize;
 
-use super::{Handed, known_blobs, layout};
+use super::{Handed, Inspected, known_blobs, layout};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::event::Task;
@@ -24,18 +24,6 @@ struct Listed {
     id: String,
     #[serde(default)]
     digest: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Inspected {
-    #[serde(rename = "RootFS")]
-    rootfs: RootFs,
-}
-
-#[derive(Debug, Deserialize)]
-struct RootFs {
-    #[serde(rename = "Layers", default)]
-    layers: Option<Vec<String>>,
 }
 
 /// Gives podman an image.

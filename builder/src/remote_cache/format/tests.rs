@@ -1,3 +1,5 @@
+//! Documents written, read back, damaged and forged.
+
 use super::*;
 use kiln_oci::config::HistoryEntry;
 use kiln_oci::platform::Platform;

@@ -1,3 +1,5 @@
+//! Lock files and metadata as their tools write them, and the packages that are found in them.
+
 use super::*;
 
 #[test]
