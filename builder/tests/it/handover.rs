@@ -1,6 +1,8 @@
 //! `--load` gives an image to Docker and to podman, and moves only the layers that they lack: real daemons behind a socket that
 //! counts.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -61,14 +63,9 @@ fn context(home: &Home, word: &str) -> PathBuf {
     // The same random bytes in each context of a test.
     let big = home.path("big");
     if !big.exists() {
-        let mut seed = 0x2545_F491_4F6C_DD1D_u64;
-        let mut bytes = Vec::with_capacity(BIG);
-        while bytes.len() < BIG {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            bytes.extend(seed.to_le_bytes());
-        }
+        // Of each test's own: the daemons are shared, and what another test just loaded would not move.
+        let mut bytes = vec![0; BIG];
+        File::open("/dev/urandom").and_then(|mut noise| noise.read_exact(&mut bytes)).unwrap();
         std::fs::write(&big, bytes).unwrap();
     }
     let context = home.context(

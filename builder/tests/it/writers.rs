@@ -247,7 +247,12 @@ fn read_back(folder: &Path, registry: &str, read: &Read, source: Option<&(String
     let base = match read {
         Read::Load(file) => {
             let told = run(&["load", "-i", folder.join(file).to_str().unwrap_or_default()])?;
-            let line = told.lines().next().ok_or("kiln load says nothing")?;
+            // Of several images `docker save` writes now this, now that one first.
+            let line = told
+                .lines()
+                .find(|line| line.contains("writers/src:"))
+                .or(told.lines().next())
+                .ok_or("kiln load says nothing")?;
             // An id is no name that FROM knows.
             let name = line.strip_prefix("Loaded image: ").or(line.strip_prefix("Loaded image ID: ")).unwrap_or(line);
             run(&["tag", name, "base:1"])?;
