@@ -35,11 +35,11 @@ record:
 	testdata/tools/setup.sh test
 	KILN_CASE="$(CASE)" cargo test -p kiln --test it -- --ignored --exact conformance::record
 
-# kiln against the BuildKit of Debian's docker.io, paired and interleaved.
+# kiln against docker.io's BuildKit, buildah and podman, and against itself with ten times the work: an hour or two, on a quiet
+# machine. Without ARGS it writes BENCHMARKS.md; a short form: ARGS='--part works --only "RUN steps" --peers buildkit --rounds 1'.
 bench:
 	testdata/tools/setup.sh bench
-	cargo build --release --bin kiln
-	testdata/tools/bench.py $${CARGO_TARGET_DIR:-target}/release/kiln $(ARGS)
+	testdata/tools/bench.py "$$(testdata/tools/static.sh | tail -n 1)" $(if $(ARGS),$(ARGS),--write BENCHMARKS.md)
 
 # kiln push against docker push and buildah push: 800 MB in 8 layers, gzip, a registry on loopback. On a quiet machine.
 bench-push:

@@ -1,159 +1,221 @@
 #!/usr/bin/env python3
-"""Times kiln against the BuildKit of Debian's docker.io: the same work, in turns, in one run on one machine.
+"""Times kiln against other builders, and kiln against itself with ten times the work: all of it in one run on one machine.
 
-usage: bench.py KILN [--rounds N] [--require RATIO] [--only WORK]
+usage: bench.py KILN [--rounds N] [--only WORK] [--peers buildkit,buildah,podman] [--part works|growth] [--most COUNT]
+                     [--write FILE] [--require PART]
 
-`cold`: neither has anything of the work but the base image. `again`: nothing changed since. Each figure is the median
-of the rounds; in a round the two take turns, and every other round starts with the other one.
+Works: in a round all sides do the same work, one after the other, and every round begins with another one. Each round has a disk,
+stores and daemons of its own. `cold`: a side has nothing of the work but the base image (and not even that where fetching it is the
+work). `again`: nothing changed since. A ratio is the other side's time divided by kiln's in the same round; given are the least,
+the median and the largest. One more round, before the others and not timed, is for peak memory (private and shared pages of all
+the side's own programs, without the page cache) and for the bytes that reached the disk.
 
-All of it lies on a file system made for the run, and nothing is deleted before the end: for minutes after a large tree
-was removed, ext4 looks for each new inode among all those that were freed (`recently_deleted` in fs/ext4/ialloc.c), which
-makes creating 20,000 files ten times as slow for whoever comes next.
+Growth: one side, kiln, does 10, 100, 1,000, … times the same. "One more" is what a unit costs between this line and the one
+before; where that rises by half, cost grows faster than the work.
+
+--require 0.9 fails when a median is below 0.9 times its goal.
 """
-import argparse, contextlib, json, os, pathlib, random, shutil, statistics, subprocess, sys, tempfile, time
+import argparse, contextlib, functools, http.server, os, pathlib, platform, shlex, shutil, signal, statistics, subprocess, sys, tempfile, threading
+import time, urllib.error, urllib.request
 
 sys.dont_write_bytecode = True
-import lab
+import gauge, growth, lab, sides, works
+
+FORMS = ("cold", "again")
 
 
-def steps(folder, seed):
-    """Fifty commands that do next to nothing: what a step costs."""
-    lines = [f"RUN echo {i} > /f{i}" for i in range(50)]
-    (folder / "Dockerfile").write_text("\n".join([f"FROM busybox\nENV ROUND={seed}", *lines]) + "\n")
+class Packages(http.server.BaseHTTPRequestHandler):
+    """A proxy for apt that keeps all it ever fetched, so that no network is timed."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        kept = os.path.join(lab.cache_dir(), "packages-1", urllib.request.quote(self.path, safe=""))
+        if not os.path.exists(kept):
+            try:
+                with urllib.request.urlopen(self.path) as answer:
+                    content = answer.read()
+            except urllib.error.HTTPError as error:
+                self.send_response(error.code)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            os.makedirs(os.path.dirname(kept), exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=os.path.dirname(kept), delete=False) as file:
+                file.write(content)
+            os.rename(file.name, kept)
+        self.send_response(200)
+        self.send_header("Content-Length", str(os.path.getsize(kept)))
+        self.end_headers()
+        with open(kept, "rb") as file:
+            shutil.copyfileobj(file, self.wfile)
+
+    def log_message(self, *_):
+        pass
 
 
-def small_files(folder, seed):
-    """Twenty thousand small files in a thousand folders, as a tree of installed packages has."""
-    pick = random.Random(seed)
-    words = ["".join(pick.choices("abcdefghijklmnopqrstuvwxyz", k=pick.randint(3, 10))) for _ in range(3000)]
-    text = " ".join(pick.choices(words, k=40_000))
-    for part in range(1000):
-        below = folder / "src" / f"group{part // 40}" / f"part{part}"
-        below.mkdir(parents=True)
-        for number in range(20):
-            size, start = pick.randint(200, 6000), pick.randrange(len(text) - 6000)
-            (below / f"file{number}.js").write_text(text[start : start + size])
-    (folder / "Dockerfile").write_text("FROM busybox\nWORKDIR /app\nCOPY src ./src\nRUN find src -type f | wc -l > /count\n")
+def start_packages():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Packages)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_address[1]}"
 
 
-WORKS = {"50 RUN steps": steps, "20,000 small files": small_files}
-
-
-class BuildKit:
-    name = "BuildKit"
-
-    def __init__(self, folder, mirror):
-        self.server, facts = lab.start_dockerd(os.path.join(folder, "dockerd"), [f"http://{mirror}"])
-        self.env = dict(os.environ, DOCKER_HOST=facts["host"], DOCKER_BUILDKIT="1", DOCKER_CONFIG=os.path.join(folder, "client"))
-
-    def docker(self, *args):
-        subprocess.run(["/usr/bin/docker", *args], env=self.env, check=True, stdin=subprocess.DEVNULL,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-    def build(self, context):
-        self.docker("build", "--network=host", "--progress=plain", "-t", "bench", str(context))
-
-    def stop(self):
-        self.server.stop()
-
-
-class Kiln:
-    name = "kiln"
-
-    def __init__(self, folder, mirror, program):
-        self.program, self.root = program, os.path.join(folder, "store")
-        config = os.path.join(folder, "kiln.toml")
-        pathlib.Path(config).write_text(f'[registry."docker.io"]\nmirrors = ["{mirror}"]\n')
-        self.env = dict(os.environ, KILN_ROOT=self.root, KILN_CONFIG=config, HOME=folder)
-
-    def build(self, context):
-        subprocess.run([self.program, "build", "--progress=plain", "-t", "bench", str(context)], env=self.env, check=True,
-                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-    def stop(self):
-        shutil.rmtree(self.root, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def fresh_disk():
-    """A folder on an ext4 of its own; a plain temporary folder where none can be mounted."""
+def put_image(host, name, make):
+    """Makes a layout and has the registry hold it as `library/name:latest`."""
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as folder:
-        image, disk = os.path.join(folder, "disk.img"), os.path.join(folder, "disk")
-        os.mkdir(disk)
-        with open(image, "wb") as file:
-            file.truncate(24 << 30)
-        try:
-            # No initialisation in the background, which would go on beside the work that is timed.
-            options = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
-            subprocess.run(["mkfs.ext4", "-q", "-F", "-E", options, image], check=True, capture_output=True)
-            subprocess.run(["mount", "-o", "loop", image, disk], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            print(f"no file system of its own can be had here ({error}), so figures depend on the past of this one", file=sys.stderr)
-            yield folder
-            return
-        try:
-            yield disk
-        finally:
-            subprocess.run(["umount", "--lazy", disk], check=False)
+        layout = make(pathlib.Path(folder), name)
+        subprocess.run(["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:latest", f"docker://{host}/library/{name}:latest"],
+                       check=True)
 
 
-def timed(work, *args):
-    os.sync()  # what the one left to be written must not slow the other
-    start = time.monotonic()
-    work(*args)
-    return time.monotonic() - start
+class Round:
+    """A disk with the sides that take part, each of which has the base image and nothing else."""
+
+    def __init__(self, stack, o, mirror, work, number):
+        self.folder = stack.enter_context(gauge.fresh_disk())
+        self.work, self.context = work, pathlib.Path(self.folder, "context")
+        self.context.mkdir()
+        peers = [sides.PEERS[name] for name in o.peers]
+        if work.archive:
+            peers = [sides.NewBuildKit if peer is sides.BuildKit else peer for peer in peers]
+        self.sides = [sides.Kiln(self.folder, mirror, o.kiln)]
+        stack.callback(lambda: [side.stop() for side in self.sides])
+        for peer in peers:
+            self.sides.append(peer(self.folder, mirror))
+        works.dockerfile(self.context, f"FROM {work.base}", "RUN true")
+        for side in self.sides:
+            side.build(self.context)
+        shutil.rmtree(self.context)
+        self.context.mkdir()
+        work.make(self.context, number)
+        time.sleep(2.5)  # a file younger than two seconds is read again, for its times prove nothing yet
+        at = number % len(self.sides)
+        self.order = self.sides[at:] + self.sides[:at]
+
+    def act(self, side):
+        if self.work.archive:
+            to = os.path.join(self.folder, f"{side.name}.tar")
+            return functools.partial(side.archive, self.context, self.work.archive, to), to
+        return functools.partial(side.build, self.context), None
+
+
+def compare(o, mirror, work):
+    """For each form, what each side took in each round; for each side, its memory, its bytes and the size of what it wrote."""
+    took, spent, sizes = {form: {} for form in FORMS}, {}, {}
+    forms = FORMS if work.again else FORMS[:1]
+    for number in range(0 if o.memory else 1, o.rounds + 1):
+        with contextlib.ExitStack() as stack:
+            this = Round(stack, o, mirror, work, number)
+            for side in this.order:
+                act, archive = this.act(side)
+                if number == 0:
+                    spent[side.name] = gauge.watched(side, this.folder, act)
+                    continue
+                for form in forms:
+                    took[form].setdefault(side.name, []).append(gauge.timed(act))
+                    print(f"{work.name}, {form}, round {number}: {side.name} {took[form][side.name][-1]:.3f} s", file=sys.stderr, flush=True)
+                if archive:
+                    sizes[side.name] = os.path.getsize(archive)
+                    os.unlink(archive)
+    return {form: took[form] for form in forms}, {name: (*spent.get(name, (None, None)), sizes.get(name)) for name in took["cold"]}
+
+
+def three(values, form):
+    return " / ".join(format(value, form) for value in (min(values), statistics.median(values), max(values)))
+
+
+def size(count):
+    return "" if count is None else f"{count / 1e6:.0f} MB"
+
+
+def compared(o, mirror):
+    """Lines of a table in Markdown, and what misses its goal."""
+    lines = ["| work | form | side | seconds (min / median / max) | times kiln's (min / median / max) | goal | peak memory | written | archive |",
+             "|---|---|---|--:|--:|--:|--:|--:|--:|"]
+    missed = []
+    for work in works.WORKS:
+        if o.only not in work.name:
+            continue
+        by_form, spent = compare(o, mirror, work)
+        for form, took in by_form.items():
+            for name, seconds in sorted(took.items(), key=lambda item: list(took).index(item[0]) if item[0] != "kiln" else -1):
+                peak, written, archive = spent[name] if form == "cold" else (None, None, None)
+                goal = ratio = ""
+                if name != "kiln":
+                    ratios = [theirs / ours for theirs, ours in zip(seconds, took["kiln"])]
+                    ratio = three(ratios, ".2f")
+                    if name.startswith("BuildKit") and form in work.goals:
+                        goal = f"{work.goals[form]:.2f}"
+                        if statistics.median(ratios) < work.goals[form] * (o.require or 1):
+                            missed.append(f"{work.name}, {form}: {statistics.median(ratios):.2f} of {goal}")
+                elif work.longest:
+                    goal = f"≤ {1.03 * work.longest:.2f} s"
+                    if min(seconds) > 1.03 * work.longest:
+                        missed.append(f"{work.name}: {min(seconds):.3f} s of {1.03 * work.longest:.2f}")
+                lines.append(f"| {work.name if name == 'kiln' else ''} | {form if name == 'kiln' else ''} | {name} | {three(seconds, '.3f')} "
+                             f"| {ratio} | {goal} | {size(peak)} | {size(written)} | {size(archive)} |")
+    return lines, missed
+
+
+def machine():
+    facts = dict(line.split(":", 1) for line in open("/proc/cpuinfo").read().replace("\t", "").splitlines() if ":" in line)
+    memory = int(open("/proc/meminfo").readline().split()[1]) >> 20
+    versions = []
+    for package in ("docker.io", "buildah", "podman", "docker-registry"):
+        found = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", package], capture_output=True, text=True)
+        versions.append(f"{package} {found.stdout or '(none)'}")
+    return (f"{os.cpu_count()} processors ({facts.get('model name', platform.machine()).strip()}), {memory} GiB, Linux {platform.release()}, "
+            f"ext4 on a loop device; Debian's {', '.join(versions)}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kiln")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--require", type=float, help="fail when a cold ratio is below this")
-    parser.add_argument("--only", default="", help="only works whose name contains this")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--only", default="", help="only works and series whose name contains this")
+    parser.add_argument("--peers", default="buildkit,buildah,podman", help="sides beside kiln")
+    parser.add_argument("--part", choices=["works", "growth"], help="only this part")
+    parser.add_argument("--most", type=int, default=1_000_000, help="no series goes beyond this count")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave the untimed round for memory out")
+    parser.add_argument("--write", help="write the tables to this file, too")
+    parser.add_argument("--require", type=float, help="fail when a goal isn't reached to this part")
     o = parser.parse_args()
-    rows = []
-    with fresh_disk() as folder:
-        registry, facts = lab.start_registry(os.path.join(folder, "registry"), ["busybox"])
-        sides = []
+    o.kiln, o.peers = os.path.abspath(o.kiln), [name for name in o.peers.split(",") if name]
+    # Whoever ends it early leaves no daemon behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    before = os.getloadavg()
+    text, failed = [], []
+    with tempfile.TemporaryDirectory(prefix="kiln-bench-") as folder:
+        seeds = ["busybox"] + (["debian"] if o.part != "growth" and any(o.only in w.name and w.base.startswith("debian") for w in works.WORKS) else [])
+        registry, facts = lab.start_registry(os.path.join(folder, "registry"), seeds)
+        put = functools.partial(put_image, facts["host"])
+        os.environ["KILN_BENCH_PACKAGES"] = start_packages()
         try:
-            sides = [BuildKit(folder, facts["host"]), Kiln(folder, facts["host"], os.path.abspath(o.kiln))]
-            warm_up = pathlib.Path(folder, "warm-up")
-            warm_up.mkdir()
-            (warm_up / "Dockerfile").write_text("FROM busybox\nRUN true\n")
-            for side in sides:
-                side.build(warm_up)
-            for name, make in WORKS.items():
-                if o.only not in name:
-                    continue
-                took = {(side.name, form): [] for side in sides for form in ("cold", "again")}
-                for number in range(o.rounds):
-                    # A folder of its own for each round and side: neither may know the files from before.
-                    for side in sides if number % 2 == 0 else reversed(sides):
-                        context = pathlib.Path(folder, f"context-{len(rows)}-{side.name}-{number}")
-                        context.mkdir()
-                        make(context, number)
-                        took[side.name, "cold"].append(timed(side.build, context))
-                        time.sleep(2.5)  # a file younger than two seconds is read again, for its times prove nothing yet
-                        took[side.name, "again"].append(timed(side.build, context))
-                for form in ("cold", "again"):
-                    theirs, ours = (statistics.median(took[side.name, form]) for side in sides)
-                    rows.append({"work": name, "form": form, "buildkit": theirs, "kiln": ours, "ratio": theirs / ours})
+            if o.part != "growth":
+                if any(o.only in work.name and work.make is works.unpack for work in works.WORKS):
+                    put("big", works.big_base(1, 800))
+                lines, failed = compared(o, facts["host"])
+                text += ["## Against other builders", "", *lines, ""]
+            if o.part != "works":
+                lines, bad = growth.table(o, facts["host"], put)
+                text += ["## Growth", "", *lines, "", f"Worse than linear: {'; '.join(bad) or 'none'}.", ""]
         except subprocess.CalledProcessError as error:
-            sys.exit(f"{error}\n{error.stderr.decode(errors='replace')}")
+            sys.exit(f"{error}\n{(error.stderr or b'').decode(errors='replace')}")
         finally:
-            for side in sides:
-                side.stop()
             registry.stop()
-    if o.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        print(f"{'work':22} {'':6} {'BuildKit':>10} {'kiln':>10} {'ratio':>7}")
-        for row in rows:
-            print(f"{row['work']:22} {row['form']:6} {row['buildkit']:8.3f} s {row['kiln']:8.3f} s {row['ratio']:6.1f}x")
-    slow = [row for row in rows if row["form"] == "cold" and o.require and row["ratio"] < o.require]
-    if slow:
-        sys.exit(f"below {o.require}x: " + ", ".join(row["work"] for row in slow))
+    version = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=os.path.dirname(__file__), capture_output=True, text=True).stdout.strip()
+    command = shlex.join(["testdata/tools/bench.py", "KILN", *sys.argv[2:]])
+    about = __doc__.rstrip().split("\n\n")  # first line, usage, works, growth, --require
+    head = ["# Benchmarks", "", about[0], "", f"Made by `{command}` (kiln of {version or 'unknown origin'}); load before: "
+            f"{before[0]:.1f}. {machine()}.", "", "\n\n".join(about[2:4]), ""]
+    print("\n".join(text))
+    if o.write:
+        pathlib.Path(o.write).write_text("\n".join(head + text))
+    if failed:
+        print("goals missed: " + "; ".join(failed), file=sys.stderr)
+        if o.require:
+            sys.exit(1)
 
 
 if __name__ == "__main__":

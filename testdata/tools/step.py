@@ -12,7 +12,7 @@ else went on.
 import argparse, json, os, pathlib, pwd, shutil, statistics, subprocess, sys, tempfile, time
 
 sys.dont_write_bytecode = True
-import bench, lab
+import gauge, lab
 
 FEW, MANY, RUNS = 10, 60, 20
 
@@ -100,7 +100,7 @@ def main():
     parser.add_argument("--require", type=float, help="fail when kiln's least is above this, in milliseconds")
     o = parser.parse_args()
     os.environ["PATH"] += ":/usr/sbin:/sbin"
-    with bench.fresh_disk() as folder:
+    with gauge.fresh_disk() as folder:
         # The ordinary user has to get there, also through the folder that the disk is mounted in.
         for way in (folder, os.path.dirname(folder)):
             if way.startswith(tempfile.gettempdir() + os.sep):
