@@ -12,7 +12,7 @@ use kiln_oci::media_type;
 pub enum Compression {
     /// Not at all.
     None,
-    /// RFC 1952; one member when kiln writes it.
+    /// RFC 1952; of several members when kiln writes it.
     Gzip,
     /// RFC 8878.
     Zstd,

@@ -1,101 +1,119 @@
-//! Hides that one gzip member is made by several threads.
+//! Hides that one gzip stream is made by several threads.
 //!
-//! The input is cut into blocks of a fixed size. Each is deflated by itself, with the end of the block before as its
-//! dictionary, up to a byte boundary; strung together they are one deflate stream (pigz does the same). The cuts depend on
-//! nothing but the input, so neither do the bytes. What wouldn't get smaller is stored.
+//! The input is cut into pieces of which each becomes a gzip member of its own; a file of several members is a gzip file like any
+//! other (RFC 1952 2.2, and every eStargz layer is one). What wouldn't get smaller is stored. Where a piece ends depends on the
+//! input alone, so the bytes depend on nothing else.
 
 use std::io::{self, Write};
 
-use flate2::{Compress, FlushCompress, Status};
+use libdeflater::{CompressionError, CompressionLvl, Compressor};
 
 use super::ordered::Ordered;
 
-/// Input that is compressed at once. Larger blocks compress 0.1 % better and take more memory.
-const BLOCK: usize = 512 << 10;
-/// How far back deflate can refer.
-const DICTIONARY: usize = 32 << 10;
-/// A block is sampled in so many places of so many bytes to see whether deflating it is of any use …
-const SAMPLES: usize = 8;
+/// Input of one member, at most. Half as much compresses 0.5 % worse, twice as much 0.2 % better.
+const MEMBER: usize = 1 << 20;
+/// Input that is judged at once: is deflating it of any use?
+const PIECE: usize = 64 << 10;
+/// A piece is judged by so much in its middle.
 const SAMPLE: usize = 16 << 10;
-/// … which it is when so many of them are: the end of a text before a film is not worth deflating the film.
-const WORTHWHILE: usize = 2;
+/// So many pieces in a row for which deflating is of no use are stored; fewer are deflated with what is beside them, for an archive
+/// of small files is as mixed as its samples.
+const QUIET: usize = 4;
+/// More threads than that are faster than any disk, and each holds its input and its output.
+const MAX_THREADS: usize = 16;
 /// Longest stored block of deflate (RFC 1951 3.2.4).
 const STORED: usize = 65535;
 /// No name, no time; XFL says nothing; 255 is "unknown system" (RFC 1952 2.3).
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+/// CRC-32 and size end a member (RFC 1952 2.3.1).
+const TRAILER: usize = 8;
 /// An empty last block with fixed codes ends a deflate stream.
 const END: [u8; 2] = [3, 0];
 
 struct Job {
     data: Vec<u8>,
-    dictionary: Vec<u8>,
-}
-
-struct Done {
-    deflated: io::Result<Vec<u8>>,
-    crc: crc32fast::Hasher,
+    /// Deflating it is of no use.
+    noise: bool,
 }
 
 /// Compresses into `sink` with threads of its own, writing to it only on the caller's.
 pub(super) struct Encoder<W: Write> {
     sink: W,
+    members: Ordered<Job, io::Result<Vec<u8>>>,
+    judge: Judge,
+    /// What isn't handed out yet.
     block: Vec<u8>,
-    dictionary: Vec<u8>,
-    blocks: Ordered<Job, Done>,
-    crc: crc32fast::Hasher,
-    size: u64,
+    /// The block is noise, all of it.
+    noise: bool,
+    /// Pieces at the end of a block that is to be deflated, for which that is of no use.
+    quiet: usize,
+    empty: bool,
 }
 
 impl<W: Write> Encoder<W> {
-    pub(super) fn new(mut sink: W, level: u32, threads: usize) -> io::Result<Self> {
-        sink.write_all(&HEADER)?;
-        let blocks = Ordered::new(threads, || {
+    pub(super) fn new(sink: W, level: u32, threads: usize) -> io::Result<Self> {
+        let members = Ordered::new(threads.min(MAX_THREADS), || {
             let mut deflater = Deflater::new(level);
-            move |job: Job| {
-                let mut crc = crc32fast::Hasher::new();
-                crc.update(&job.data);
-                Done { deflated: deflater.block(&job.data, &job.dictionary), crc }
-            }
+            move |job: Job| if job.noise { Ok(stored_member(&job.data)) } else { deflater.deflated_member(&job.data) }
         })?;
-        let block = Vec::with_capacity(BLOCK);
-        Ok(Self { sink, block, dictionary: Vec::new(), blocks, crc: crc32fast::Hasher::new(), size: 0 })
+        let judge = Judge { level, probe: Probe::default() };
+        Ok(Self { sink, members, judge, block: Vec::with_capacity(MEMBER), noise: false, quiet: 0, empty: true })
     }
 
     pub(super) fn finish(mut self) -> io::Result<W> {
-        if !self.block.is_empty() {
-            self.send()?;
+        // Of nothing a gzip file has one member, too.
+        if !self.block.is_empty() || self.empty {
+            self.send(0)?;
         }
-        let Self { blocks, sink, crc, .. } = &mut self;
-        blocks.finish(&mut |done| take(sink, crc, done))?;
-        self.sink.write_all(&END)?;
-        self.sink.write_all(&self.crc.finalize().to_le_bytes())?;
-        // The size modulo 2^32 (RFC 1952 2.3.1).
-        self.sink.write_all(&(self.size as u32).to_le_bytes())?;
+        let Self { members, sink, .. } = &mut self;
+        members.finish(&mut |member| sink.write_all(&member?))?;
         Ok(self.sink)
     }
 
-    fn send(&mut self) -> io::Result<()> {
-        let data = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
-        let tail = data[data.len().saturating_sub(DICTIONARY)..].to_vec();
-        let dictionary = std::mem::replace(&mut self.dictionary, tail);
-        self.size += data.len() as u64;
-        let Self { blocks, sink, crc, .. } = self;
-        blocks.send(Job { data, dictionary }, &mut |done| take(sink, crc, done))
+    /// Decides what becomes of the piece that was just completed at the block's end.
+    fn judge(&mut self) -> io::Result<()> {
+        let pays = self.judge.pays(&self.block[self.block.len() - PIECE..]);
+        if self.noise {
+            if pays {
+                self.send(PIECE)?;
+                self.noise = false;
+            } else if self.block.len() == MEMBER {
+                self.send(0)?;
+            }
+            return Ok(());
+        }
+        self.quiet = if pays { 0 } else { self.quiet + 1 };
+        if self.quiet == QUIET {
+            self.send(QUIET * PIECE)?;
+            (self.noise, self.quiet) = (true, 0);
+        } else if self.block.len() == MEMBER {
+            self.send(self.quiet * PIECE)?;
+        }
+        Ok(())
     }
-}
 
-fn take(sink: &mut impl Write, crc: &mut crc32fast::Hasher, done: Done) -> io::Result<()> {
-    sink.write_all(&done.deflated?)?;
-    crc.combine(&done.crc);
-    Ok(())
+    /// Hands out the block without its last `kept` bytes.
+    fn send(&mut self, kept: usize) -> io::Result<()> {
+        let mut next = Vec::with_capacity(MEMBER);
+        let length = self.block.len() - kept;
+        next.extend_from_slice(&self.block[length..]);
+        let mut data = std::mem::replace(&mut self.block, next);
+        data.truncate(length);
+        if data.is_empty() && !self.empty {
+            return Ok(());
+        }
+        self.empty = false;
+        let Self { members, sink, .. } = self;
+        members.send(Job { data, noise: self.noise }, &mut |member| sink.write_all(&member?))
+    }
 }
 
 impl<W: Write> Write for Encoder<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(BLOCK - self.block.len());
+        let taken = bytes.len().min(PIECE - self.block.len() % PIECE);
         self.block.extend_from_slice(&bytes[..taken]);
-        if self.block.len() == BLOCK {
-            self.send()?;
+        if self.block.len().is_multiple_of(PIECE) && taken > 0 {
+            self.judge()?;
         }
         Ok(taken)
     }
@@ -105,86 +123,81 @@ impl<W: Write> Write for Encoder<W> {
     }
 }
 
-/// Deflates; keeps the codec's state of 300 KB from block to block, which clearing costs less than making.
+/// Makes gzip members; keeps the codec's state from one to the next.
 pub(crate) struct Deflater {
-    level: u32,
-    stream: Compress,
-    probe: Probe,
+    compressor: Compressor,
+    /// The longest that may come out, which is more than what does.
+    room: Vec<u8>,
+    judge: Judge,
 }
 
 impl Deflater {
+    /// For a `level` from 0 (stored) to 9.
     pub(crate) fn new(level: u32) -> Self {
-        Self { level, stream: Compress::new(flate2::Compression::new(level), false), probe: Probe::default() }
+        // libdeflate has the levels 0 to 12; what isn't one of them is its own default.
+        let known = CompressionLvl::new(i32::try_from(level).unwrap_or_default()).unwrap_or_default();
+        Self { compressor: Compressor::new(known), room: Vec::new(), judge: Judge { level, probe: Probe::default() } }
     }
 
-    /// A whole gzip member.
+    /// A member, however long `data` is.
     pub(crate) fn member(&mut self, data: &[u8]) -> io::Result<Vec<u8>> {
-        let mut out = Vec::with_capacity(data.len() / 2 + 1024);
-        out.extend_from_slice(&HEADER);
-        if data.len() <= BLOCK && self.level > 0 && self.probe.is_compressible(data) {
-            self.stream.reset();
-            run(&mut self.stream, data, FlushCompress::Finish, &mut out)?;
+        if data.len() < QUIET * PIECE || data.chunks(PIECE).any(|piece| self.judge.pays(piece)) {
+            self.deflated_member(data)
         } else {
-            let mut dictionary: &[u8] = &[];
-            for block in data.chunks(BLOCK) {
-                out.extend_from_slice(&self.block(block, dictionary)?);
-                dictionary = &block[block.len().saturating_sub(DICTIONARY)..];
-            }
-            out.extend_from_slice(&END);
+            Ok(stored_member(data))
         }
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(data);
-        out.extend_from_slice(&crc.finalize().to_le_bytes());
-        out.extend_from_slice(&(data.len() as u32).to_le_bytes());
-        Ok(out)
     }
 
-    /// One block up to a byte boundary, without the end of the stream.
-    fn block(&mut self, data: &[u8], dictionary: &[u8]) -> io::Result<Vec<u8>> {
-        if self.level == 0 || !self.probe.is_compressible(data) {
-            let mut out = Vec::with_capacity(data.len() + 5 * data.len().div_ceil(STORED));
-            store(data, &mut out);
-            return Ok(out);
+    fn deflated_member(&mut self, data: &[u8]) -> io::Result<Vec<u8>> {
+        let most = self.compressor.deflate_compress_bound(data.len());
+        if self.room.len() < most {
+            self.room.resize(most, 0);
         }
-        let mut out = Vec::with_capacity(data.len() / 2 + 1024);
-        self.stream.reset();
-        if !dictionary.is_empty() {
-            self.stream.set_dictionary(dictionary)?;
-        }
-        run(&mut self.stream, data, FlushCompress::Sync, &mut out)?;
-        // 5 bytes for each stored block: deflate itself may have done worse.
-        if out.len() > data.len() + 5 * data.len().div_ceil(STORED) {
-            out.clear();
-            store(data, &mut out);
-        }
-        Ok(out)
+        let deflated = self.compressor.deflate_compress(data, &mut self.room).map_err(|error| match error {
+            CompressionError::InsufficientSpace => io::Error::other("libdeflate needs more room than it said"),
+        })?;
+        let mut member = Vec::with_capacity(HEADER.len() + deflated + TRAILER);
+        member.extend_from_slice(&HEADER);
+        member.extend_from_slice(&self.room[..deflated]);
+        end(&mut member, data);
+        Ok(member)
     }
 }
 
-fn run(stream: &mut Compress, data: &[u8], flush: FlushCompress, out: &mut Vec<u8>) -> io::Result<()> {
-    loop {
-        if out.capacity() - out.len() < 1024 {
-            out.reserve(64 << 10);
-        }
-        // One block, so it fits a usize.
-        let consumed = stream.total_in() as usize;
-        let status = stream.compress_vec(&data[consumed..], out, flush)?;
-        // A flush is complete when it leaves room in the output (zlib.h, deflate).
-        if status == Status::StreamEnd || (stream.total_in() as usize == data.len() && out.len() < out.capacity()) {
-            return Ok(());
-        }
-    }
-}
-
-/// Writes the data as it is.
-fn store(data: &[u8], out: &mut Vec<u8>) {
+/// A member with the data as it is.
+fn stored_member(data: &[u8]) -> Vec<u8> {
+    let blocks = data.len().div_ceil(STORED);
+    let mut member = Vec::with_capacity(HEADER.len() + data.len() + 5 * blocks + END.len() + TRAILER);
+    member.extend_from_slice(&HEADER);
     for piece in data.chunks(STORED) {
         // No longer than STORED.
         let length = piece.len() as u16;
-        out.push(0);
-        out.extend_from_slice(&length.to_le_bytes());
-        out.extend_from_slice(&(!length).to_le_bytes());
-        out.extend_from_slice(piece);
+        member.push(0);
+        member.extend_from_slice(&length.to_le_bytes());
+        member.extend_from_slice(&(!length).to_le_bytes());
+        member.extend_from_slice(piece);
+    }
+    member.extend_from_slice(&END);
+    end(&mut member, data);
+    member
+}
+
+/// The check and the size (modulo 2^32) of the data behind it (RFC 1952 2.3.1).
+fn end(member: &mut Vec<u8>, data: &[u8]) {
+    member.extend_from_slice(&crc32fast::hash(data).to_le_bytes());
+    member.extend_from_slice(&(data.len() as u32).to_le_bytes());
+}
+
+/// Says for which pieces deflating is of any use.
+struct Judge {
+    level: u32,
+    probe: Probe,
+}
+
+impl Judge {
+    fn pays(&mut self, piece: &[u8]) -> bool {
+        let start = piece.len().saturating_sub(SAMPLE) / 2;
+        self.level > 0 && self.probe.is_compressible(&piece[start..piece.len().min(start + SAMPLE)])
     }
 }
 
@@ -205,16 +218,9 @@ impl Default for Probe {
 }
 
 impl Probe {
-    fn is_compressible(&mut self, data: &[u8]) -> bool {
-        if data.len() < SAMPLES * SAMPLE {
-            return true;
-        }
-        let good = (0..SAMPLES).filter(|at| {
-            let start = (data.len() - SAMPLE) / (SAMPLES - 1) * at;
-            let sample = &data[start..start + SAMPLE];
-            is_skewed(sample) || self.repeats(sample)
-        });
-        good.take(WORTHWHILE).count() == WORTHWHILE
+    fn is_compressible(&mut self, sample: &[u8]) -> bool {
+        // Text shows early.
+        is_skewed(&sample[..sample.len() / 4]) || is_skewed(sample) || self.repeats(sample)
     }
 
     /// Whether a fiftieth of the sample was there before in it.
@@ -246,5 +252,5 @@ fn is_skewed(sample: &[u8]) -> bool {
     }
     let length = sample.len() as u64;
     let pairs: u64 = counts.iter().map(|count| count * count.saturating_sub(1)).sum();
-    pairs * 256 * 100 > length * (length - 1) * 106
+    pairs * 256 * 100 > length * length.saturating_sub(1) * 106
 }
