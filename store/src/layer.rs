@@ -12,7 +12,7 @@ pub mod whiteout;
 pub mod xattr;
 
 pub use inflate::{UnpackBlobError, unpack_blob};
-pub use pack::{PackError, PackOptions, PackStats, Packed, PackedError, pack, pack_compressed, pack_estargz};
+pub use pack::{KnownTar, PackError, PackOptions, PackStats, Packed, PackedError, pack, pack_compressed, pack_estargz};
 pub use repack::{RepackError, Target, repack};
 pub use unpack::{UnpackError, UnpackOptions, UnpackStats, unpack};
 

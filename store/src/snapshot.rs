@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Store;
 use crate::error::{Error, Result};
+use crate::layer::KnownTar;
 use crate::lock::{TransientLock, WaitFor};
 use crate::record::{self, Durability};
 use crate::session::{self, DraftDir};
@@ -129,8 +130,17 @@ pub struct LayerRecord {
     pub diff_id: Option<DiffId>,
     /// The size of its uncompressed tar in bytes, once known.
     pub tar_size: Option<u64>,
+    /// The CRC-32 of its uncompressed tar, once it was packed here.
+    pub tar_crc: Option<u32>,
     /// Packed forms that were made here; a base layer's own blob is in its kind.
     pub blobs: Vec<PackedBlob>,
+}
+
+impl LayerRecord {
+    /// What its tar was when it was last packed from its files.
+    pub fn known_tar(&self) -> Option<KnownTar> {
+        Some(KnownTar { diff_id: self.diff_id?, size: self.tar_size?, crc: self.tar_crc })
+    }
 }
 
 /// `record.json`: what never changes.
@@ -159,6 +169,8 @@ struct Facts {
     diff_id: Option<DiffId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tar_size: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tar_crc: Option<u32>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     blobs: Vec<PackedBlob>,
 }
@@ -227,6 +239,7 @@ impl<'a> Layers<'a> {
             unpacked: known.unpacked,
             diff_id: facts.diff_id,
             tar_size: facts.tar_size,
+            tar_crc: facts.tar_crc,
             blobs: facts.blobs,
         };
         if let Some(base) = &known.stored.base {
@@ -337,13 +350,14 @@ impl<'a> Layers<'a> {
     ///
     /// # Errors
     /// [`Error::LayerMissing`], [`Error::Io`].
-    pub fn set_packed(&self, id: &LayerId, diff_id: DiffId, tar_size: u64, blob: Option<PackedBlob>) -> Result<()> {
+    pub fn set_packed(&self, id: &LayerId, tar: KnownTar, blob: Option<PackedBlob>) -> Result<()> {
         if self.known(id)?.is_none() {
             return Err(Error::LayerMissing { id: id.clone() });
         }
         self.learn(id, |facts| {
-            facts.diff_id = Some(diff_id);
-            facts.tar_size = Some(tar_size);
+            facts.diff_id = Some(tar.diff_id);
+            facts.tar_size = Some(tar.size);
+            facts.tar_crc = tar.crc;
             if let Some(blob) = blob {
                 facts.keep(blob);
             }

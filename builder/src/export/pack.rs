@@ -6,7 +6,8 @@ use kiln_oci::digest::{DiffId, Digest};
 use kiln_oci::manifest::{Manifest, Raw};
 use kiln_oci::media_type;
 use kiln_store::layer::compress::{Compression, EncodeOptions};
-use kiln_store::layer::{PackOptions, PackedError, Target, pack_compressed, pack_estargz, repack};
+use kiln_store::layer::estargz;
+use kiln_store::layer::{KnownTar, PackOptions, PackedError, Target, pack_compressed, pack_estargz, repack};
 use kiln_store::rootdir::RootDir;
 use kiln_store::{BaseLayer, BlobWriter, LayerKind, LayerRecord, PackedBlob};
 use rayon::prelude::*;
@@ -37,8 +38,8 @@ fn diff_id(engine: &Engine, layer: &LayerRecord) -> Result<DiffId, Error> {
     let diff = open_diff(engine, layer)?;
     let made =
         pack_compressed(&diff, &mut std::io::sink(), Compression::None, EncodeOptions::default(), &engine.store.packing())?;
-    engine.store.layers().set_packed(&layer.id, made.diff_id, made.stats.tar_size, None)?;
-    Ok(made.diff_id)
+    engine.store.layers().set_packed(&layer.id, made.tar, None)?;
+    Ok(made.tar.diff_id)
 }
 
 /// A layer's bytes in one form.
@@ -100,16 +101,16 @@ pub fn packed(engine: &Engine, layer: &LayerRecord, form: &Form, force: bool, ta
     let mut descriptor = Descriptor::new(form.kind.media_type(), digest, size);
     if let Some(toc) = made.toc {
         descriptor.annotations.insert(TOC_DIGEST.to_owned(), toc.to_string());
-        descriptor.annotations.insert(UNCOMPRESSED_SIZE.to_owned(), made.tar_size.to_string());
+        descriptor.annotations.insert(UNCOMPRESSED_SIZE.to_owned(), made.tar.size.to_string());
     }
-    let diff_id = (!form.keeps_the_tar()).then_some(made.diff_id);
+    let diff_id = (!form.keeps_the_tar()).then_some(made.tar.diff_id);
     let blob = PackedBlob { descriptor: descriptor.clone(), compression: form.label(), diff_id };
     match form.keeps_the_tar() {
-        true => engine.store.layers().set_packed(&layer.id, made.diff_id, made.tar_size, Some(blob))?,
+        true => engine.store.layers().set_packed(&layer.id, made.tar, Some(blob))?,
         false => engine.store.layers().add_packed(&layer.id, blob)?,
     }
     task.status_done(&format!("exporting layer {digest}"), size, Some(size));
-    Ok(PackedLayer { descriptor, diff_id: made.diff_id })
+    Ok(PackedLayer { descriptor, diff_id: made.tar.diff_id })
 }
 
 /// The annotations by which a lazy snapshotter proves the table of contents, and tells how much there is to unpack.
@@ -206,20 +207,20 @@ pub(crate) fn form_in_base(layer: &LayerRecord, wanted: DiffId, form: &Form) -> 
 }
 
 struct Made {
-    diff_id: DiffId,
-    tar_size: u64,
+    tar: KnownTar,
     toc: Option<Digest>,
 }
 
 fn of_tree(engine: &Engine, layer: &LayerRecord, form: &Form, writer: &mut BlobWriter) -> Result<Made, Error> {
     let diff = open_diff(engine, layer)?;
-    let options = PackOptions { latest_mtime: form.epoch, ..engine.store.packing() };
+    let known = if form.keeps_the_tar() { layer.known_tar() } else { None };
+    let options = PackOptions { latest_mtime: form.epoch, known, ..engine.store.packing() };
     if form.kind == CompressionKind::Estargz {
         let (made, _) = pack_estargz(&diff, writer, encode(form), &options).map_err(PackedError::Pack)?;
-        return Ok(Made { diff_id: made.diff_id, tar_size: made.tar_size, toc: Some(made.toc) });
+        return Ok(Made { tar: indexed(&made), toc: Some(made.toc) });
     }
     let made = pack_compressed(&diff, writer, form.codec(), encode(form), &options)?;
-    Ok(Made { diff_id: made.diff_id, tar_size: made.stats.tar_size, toc: None })
+    Ok(Made { tar: made.tar, toc: None })
 }
 
 fn of_base(engine: &Engine, base: &BaseLayer, form: &Form, writer: &mut BlobWriter) -> Result<Made, Error> {
@@ -228,7 +229,11 @@ fn of_base(engine: &Engine, base: &BaseLayer, form: &Form, writer: &mut BlobWrit
     let target = if is_estargz { Target::Estargz } else { Target::Tar(form.codec()) };
     let made = repack(blob, base.diff_id, writer, target, encode(form))
         .map_err(|cause| Error::Image(ImageError::Repack { digest: base.blob.digest.to_string(), cause }))?;
-    Ok(Made { diff_id: made.diff_id, tar_size: made.tar_size, toc: is_estargz.then_some(made.toc) })
+    Ok(Made { tar: indexed(&made), toc: is_estargz.then_some(made.toc) })
+}
+
+fn indexed(made: &estargz::Made) -> KnownTar {
+    KnownTar { diff_id: made.diff_id, size: made.tar_size, crc: None }
 }
 
 fn encode(form: &Form) -> EncodeOptions {

@@ -58,5 +58,5 @@ fn unpacked_again(
 
 fn digest(engine: &Engine, tree: &RootDir) -> Result<DiffId, Error> {
     let options = EncodeOptions::default();
-    Ok(pack_compressed(tree, &mut std::io::sink(), Compression::None, options, &engine.store.packing())?.diff_id)
+    Ok(pack_compressed(tree, &mut std::io::sink(), Compression::None, options, &engine.store.packing())?.tar.diff_id)
 }

@@ -10,7 +10,7 @@ use kiln_oci::media_type::layer_to_oci;
 use kiln_oci::reference::Reference;
 use kiln_registry_client::Repository;
 use kiln_store::layer::compress::Decoder;
-use kiln_store::layer::{UnpackBlobError, unpack_blob};
+use kiln_store::layer::{KnownTar, UnpackBlobError, unpack_blob};
 use kiln_store::{BaseLayer, Error as StoreError, LayerId, LayerKind, LayerRecord, Unpack};
 
 use crate::bases::fetch_blob;
@@ -120,7 +120,7 @@ fn prove(engine: &Engine, layer: &LayerRecord, base: &BaseLayer) -> Result<(), E
     if found != expected {
         return Err(unpacking(base, UnpackBlobError::WrongDiffId { found, expected }));
     }
-    Ok(engine.store.layers().set_packed(&layer.id, expected, size, None)?)
+    Ok(engine.store.layers().set_packed(&layer.id, KnownTar { diff_id: expected, size, crc: None }, None)?)
 }
 
 fn unpacking(base: &BaseLayer, cause: UnpackBlobError) -> Error {

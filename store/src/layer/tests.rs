@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use kiln_oci::digest::{DiffId, Digest};
+
 use super::compress::{Compression, EncodeOptions};
 use super::testing::{Dirs, Overlay, can_mount, plain, sh, tell};
 use super::whiteout::WhiteoutStyle;
@@ -340,9 +342,33 @@ fn a_packed_layer_does_not_depend_on_threads() {
         }
         assert!(results.windows(2).all(|w| w[0] == w[1]), "{compression:?}");
         let tar = packed(&diff);
-        assert_eq!(results[0].0.diff_id.digest(), kiln_oci::digest::Digest::of(&tar));
+        assert_eq!(results[0].0.tar.diff_id.digest(), Digest::of(&tar));
         assert_eq!(results[0].0.stats.tar_size, tar.len() as u64);
     }
+}
+
+#[test]
+fn a_known_tar_is_known_again_and_another_is_not() {
+    let dirs = Dirs::new();
+    let diff = dirs.make("diff");
+    sh(&diff, "seq 400000 >a; seq 400000 >b; touch -d @7 a b");
+    let root = RootDir::open(&diff).unwrap();
+    let packed = |known| {
+        let mut out = Vec::new();
+        let options = PackOptions { known, ..PackOptions::default() };
+        (pack_compressed(&root, &mut out, Compression::Gzip, EncodeOptions::default(), &options).unwrap(), out)
+    };
+    let first = packed(None);
+    assert_eq!(packed(Some(first.0.tar)), first);
+    // What is known is believed as far as the check goes, and no further.
+    let other = KnownTar { diff_id: DiffId::new(Digest::of(b"other")), ..first.0.tar };
+    assert_eq!(packed(Some(other)).0.tar, other);
+    for (crc, size) in [(None, other.size), (other.crc, 1), (other.crc.map(|crc| crc ^ 1), other.size)] {
+        assert_eq!(packed(Some(KnownTar { crc, size, ..other })), first);
+    }
+    // One bit, with the same size and time.
+    sh(&diff, "printf 0 | dd of=b bs=1 seek=1234567 conv=notrunc status=none; touch -d @7 b");
+    assert_ne!(packed(Some(first.0.tar)).0.tar.diff_id, first.0.tar.diff_id);
 }
 
 #[test]

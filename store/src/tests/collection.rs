@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Fixture, add_bases, built, image, key, name, record};
 use crate::gc::Kind;
+use crate::layer::KnownTar;
 use crate::{BlobWriter, Error, LayerId, PruneOptions, PruneReport, Sharing, Store};
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -167,7 +168,7 @@ fn blobs_live_as_long_as_what_names_them() {
     let descriptor = |text: &str| kiln_oci::descriptor::Descriptor::of("x", text.as_bytes());
     let packed = crate::PackedBlob { descriptor: descriptor("layer"), compression: "gzip:6".into(), diff_id: None };
     let diff_id = kiln_oci::digest::DiffId::new(by_none);
-    store.layers().set_packed(&layer, diff_id, 1, Some(packed)).unwrap();
+    store.layers().set_packed(&layer, KnownTar { diff_id, size: 1, crc: None }, Some(packed)).unwrap();
     let base = add_bases(store, &["base"]);
     let mut image = image(store, Some("app"), "config", &[layer, base[0].clone()]);
     image.blobs.push(by_image);

@@ -8,6 +8,7 @@ use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::{ChainId, DiffId, Digest};
 
 use super::{Fixture, add_bases, bases, built, image, key, record, tree};
+use crate::layer::KnownTar;
 use crate::{BaseLayer, Error, LayerId, LayerKind, PackedBlob, Unpack};
 
 /// Unpacks as the builder does: bottom first, one file in each.
@@ -140,21 +141,22 @@ fn packed_forms_are_remembered() {
     let fixture = Fixture::new();
     let id = built(&fixture.store, None, "x");
     let diff_id = DiffId::new(Digest::of(b"tar"));
+    let tar = KnownTar { diff_id, size: 1024, crc: Some(7) };
     let packed = |bytes: &[u8], compression: &str| PackedBlob {
         descriptor: Descriptor::of(kiln_oci::media_type::OCI_LAYER_GZIP, bytes),
         compression: compression.into(),
         diff_id: None,
     };
     let layers = fixture.store.layers();
-    layers.set_packed(&id, diff_id, 1024, None).unwrap();
-    layers.set_packed(&id, diff_id, 1024, Some(packed(b"1", "gzip:6"))).unwrap();
-    layers.set_packed(&id, diff_id, 1024, Some(packed(b"2", "zstd:3"))).unwrap();
-    layers.set_packed(&id, diff_id, 1024, Some(packed(b"3", "gzip:6"))).unwrap();
+    layers.set_packed(&id, tar, None).unwrap();
+    layers.set_packed(&id, tar, Some(packed(b"1", "gzip:6"))).unwrap();
+    layers.set_packed(&id, tar, Some(packed(b"2", "zstd:3"))).unwrap();
+    layers.set_packed(&id, tar, Some(packed(b"3", "gzip:6"))).unwrap();
     let record = fixture.again().layers().get(&id).unwrap().unwrap();
-    assert_eq!((record.diff_id, record.tar_size), (Some(diff_id), Some(1024)));
+    assert_eq!(record.known_tar(), Some(tar));
     assert_eq!(record.blobs, [packed(b"2", "zstd:3"), packed(b"3", "gzip:6")]);
     let missing = LayerId::parse(&format!("n{:032x}", 1)).unwrap();
-    assert!(matches!(layers.set_packed(&missing, diff_id, 0, None), Err(Error::LayerMissing { .. })));
+    assert!(matches!(layers.set_packed(&missing, tar, None), Err(Error::LayerMissing { .. })));
 }
 
 #[test]
@@ -250,7 +252,7 @@ fn torn_records_count_as_absent() {
         let ids = add_bases(store, &["a"]);
         let id = built(store, None, "x");
         store.cache().put(&key(1), &record(Some(&id))).unwrap();
-        store.layers().set_packed(&id, DiffId::new(Digest::of(b"")), 1, None).unwrap();
+        store.layers().set_packed(&id, KnownTar { diff_id: DiffId::new(Digest::of(b"")), size: 1, crc: None }, None).unwrap();
         let layers = fixture.root().join("layers");
         let shard = fixture.root().join("cache/01").join("01".repeat(31));
         fs::write(&shard, damage).unwrap();

@@ -19,6 +19,11 @@ const SAMPLE: usize = 16 << 10;
 /// So many pieces in a row for which deflating is of no use are stored; fewer are deflated with what is beside them, for an archive
 /// of small files is as mixed as its samples.
 const QUIET: usize = 4;
+/// libdeflate's levels for gzip's from 0 to 9, those that come closest in size. Measured in members of [`MEMBER`], beside the encoder
+/// of Go that Docker uses at its level 6: a tree of Python 0.2985 of its size (Go 0.2963) at 169 MB/s a core (Go 13), libraries 0.3159
+/// (0.3175), words in random order 0.4234 (0.4249). Level 5 would be 2.4 % smaller and 15 % slower, zlib at its level 6 takes 1.4 to
+/// 1.9 times as long for 0.6 % less.
+const LEVELS: [i32; 10] = [0, 1, 1, 2, 2, 3, 4, 6, 8, 9];
 /// More threads than that are faster than any disk, and each holds its input and its output.
 const MAX_THREADS: usize = 16;
 /// Longest stored block of deflate (RFC 1951 3.2.4).
@@ -134,8 +139,7 @@ pub(crate) struct Deflater {
 impl Deflater {
     /// For a `level` from 0 (stored) to 9.
     pub(crate) fn new(level: u32) -> Self {
-        // libdeflate has the levels 0 to 12; what isn't one of them is its own default.
-        let known = CompressionLvl::new(i32::try_from(level).unwrap_or_default()).unwrap_or_default();
+        let known = LEVELS.get(level as usize).and_then(|level| CompressionLvl::new(*level).ok()).unwrap_or_default();
         Self { compressor: Compressor::new(known), room: Vec::new(), judge: Judge { level, probe: Probe::default() } }
     }
 
@@ -219,8 +223,8 @@ impl Default for Probe {
 
 impl Probe {
     fn is_compressible(&mut self, sample: &[u8]) -> bool {
-        // Text shows early.
-        is_skewed(&sample[..sample.len() / 4]) || is_skewed(sample) || self.repeats(sample)
+        // How often bytes are shows in half of it.
+        is_skewed(&sample[..sample.len() / 2]) || self.repeats(sample)
     }
 
     /// Whether a fiftieth of the sample was there before in it.

@@ -118,7 +118,7 @@ fn layers_of_a_base_are_packed_anew() {
     let root = RootDir::open(&diff).unwrap();
     let mut gzip = Vec::new();
     let options = PackOptions::default();
-    let plain = pack_compressed(&root, &mut gzip, Compression::Gzip, encode(2), &options).unwrap().diff_id;
+    let plain = pack_compressed(&root, &mut gzip, Compression::Gzip, encode(2), &options).unwrap().tar.diff_id;
     let (direct, made) = packed(&root, 2);
     let again = |blob: &[u8], expected, target| {
         let mut out = Vec::new();
