@@ -39,4 +39,5 @@ mod run;
 mod shared_cache;
 mod support;
 mod threats;
+mod wire_rows;
 mod writers;

@@ -308,3 +308,54 @@ fn an_output_may_be_insecure() {
     build(&home, PLAIN, &["-o", &insecure]).ok();
     build(&home, PLAIN, &["-o", &insecure, "-o", &output]).fails(4);
 }
+
+#[test]
+fn an_image_without_a_name_is_called_by_its_digest() {
+    let home = Home::new();
+    build(&home, PLAIN, &["-o", "type=image,dangling-name-prefix=nobody/app,unpack=true", "--metadata-file", "meta"]).ok();
+    let digest = read(&home.path("meta"))["containerimage.digest"].as_str().unwrap().to_owned();
+    let named = home.run(["inspect", "--format", "{{json .RepoDigests}}", &format!("nobody/app@{digest}")]).ok().stdout;
+    assert!(named.contains(&format!("nobody/app@{digest}")), "{named}");
+    // One that has a name keeps it.
+    build(&home, PLAIN, &["-o", "type=image,name=some/app:1,dangling-name-prefix=nobody/other"]).ok();
+    let all = home.run(["images", "--digests", "--format", "{{.Repository}}"]).ok().stdout;
+    assert!(all.contains("some/app") && !all.contains("nobody/other"), "{all}");
+}
+
+#[test]
+fn layers_that_may_not_be_given_on_stay_where_they_are() {
+    let home = Home::new();
+    build(&home, PLAIN, &["-o", "type=oci,tar=false,dest=base,name=base:1"]).ok();
+    let layout = home.path("base");
+    // The base says that its first layer is not for everybody, and where it can be had.
+    let put = |value: &Value| {
+        let bytes = serde_json::to_vec(value).unwrap();
+        let digest = kiln_oci::digest::Digest::of(&bytes).to_string();
+        std::fs::write(layout.join("blobs/sha256").join(digest.trim_start_matches("sha256:")), &bytes).unwrap();
+        (digest, bytes.len())
+    };
+    let mut index = read(&layout.join("index.json"));
+    let blob = |digest: &Value| read(&layout.join("blobs").join(digest.as_str().unwrap().replace(':', "/")));
+    let mut manifest = blob(&index["manifests"][0]["digest"]);
+    let kept = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+    manifest["layers"][0]["mediaType"] = json!(kept);
+    manifest["layers"][0]["urls"] = json!(["https://vendor.invalid/layer"]);
+    let (digest, size) = put(&manifest);
+    index["manifests"][0]["digest"] = json!(digest);
+    index["manifests"][0]["size"] = json!(size);
+    std::fs::write(layout.join("index.json"), serde_json::to_vec(&index).unwrap()).unwrap();
+    let context = format!("--build-context=base=oci-layout://{}:1", layout.display());
+    let (free, own) = ("type=oci,tar=false,dest=free", "type=oci,tar=false,dest=own,prefer-nondist-layers=true");
+    // A store that knows the layer already, as one for everybody, would go on calling it so.
+    let home = Home::new();
+    build(&home, "FROM base\nCOPY Dockerfile /again\n", &[&context, "-o", free, "-o", own]).ok();
+    for (folder, kind, urls) in [("free", "application/vnd.oci.image.layer.v1.tar+gzip", false), ("own", kept, true)] {
+        let at = home.path(folder);
+        let index = read(&at.join("index.json"));
+        let digest = index["manifests"][0]["digest"].as_str().unwrap().replace(':', "/");
+        let layers = read(&at.join("blobs").join(digest))["layers"].clone();
+        assert_eq!(layers[0]["mediaType"], kind, "{folder}: {layers:#}");
+        assert_eq!(layers[0]["urls"].is_array(), urls, "{folder}: {layers:#}");
+        assert_eq!(layers[2]["mediaType"], "application/vnd.oci.image.layer.v1.tar+gzip", "{folder}: {layers:#}");
+    }
+}
