@@ -24,6 +24,7 @@ torture:
 	testdata/tools/setup.sh test
 	KILN_TEST_FULL=1 cargo test -p kiln-runner --test sandbox c
 	KILN_TEST_KILLS=200 KILN_TEST_FULL=1 cargo test -p kiln --test it -- interrupted threats --nocapture
+	KILN_TEST_EDITS=100 cargo test -p kiln --test it -- edits --nocapture
 
 # All images of testdata/conformance, read by skopeo, umoci, podman and dockerd of Debian stable and sid, in each form.
 readers:

@@ -8,9 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use kiln_oci::digest::Digest;
 use kiln_store::{CacheRecord, Store};
 use reqwest::blocking::{Client, Response};
-use reqwest::header::{
-    AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LOCATION,
-};
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderValue, IF_NONE_MATCH, LAST_MODIFIED, LOCATION};
 use reqwest::redirect::Policy;
 use reqwest::{StatusCode, Url};
 use serde::{Deserialize, Serialize};
@@ -260,12 +258,10 @@ fn ask(address: &Url, shown: &str, known: Option<&Memory>, authorization: Option
         if let Some(header) = authorization.filter(|_| at.origin() == address.origin()) {
             request = request.header(AUTHORIZATION, header);
         }
-        if let Some(memory) = known {
-            if let Some(etag) = &memory.etag {
-                request = request.header(IF_NONE_MATCH, etag);
-            } else if let Some(date) = &memory.last_modified {
-                request = request.header(IF_MODIFIED_SINCE, date);
-            }
+        // Never by its time: "not modified since" is what a server says of two files of one second, and of an older file that was
+        // put in the place of a newer one.
+        if let Some(etag) = known.and_then(|memory| memory.etag.as_ref()) {
+            request = request.header(IF_NONE_MATCH, etag);
         }
         let response = request.send().map_err(exchange)?;
         let moved = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);

@@ -14,6 +14,7 @@ mod concurrency;
 mod conformance;
 mod contexts;
 mod credentials;
+mod edits;
 mod errors;
 mod files_out;
 mod forms;
