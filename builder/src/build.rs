@@ -135,13 +135,18 @@ pub(crate) fn build_with<T>(
         let outcome = loop {
             match attempt(engine, request, &shared, &finish) {
                 // The steps of which a cache promised the results are done here after all.
-                Err(error @ Error::CachedLayerLost { .. }) if shared.lose(engine, &error) => {}
+                Err(error) if shared.lose(engine, &error) => {}
                 outcome => break outcome,
             }
         };
         shared.finish_layers(engine, outcome.is_ok())?;
         outcome
-    })?;
+    });
+    // Also of a build that failed: the next one goes on with its layers.
+    if engine.check().is_ok() {
+        engine.store.layers().sum_made()?;
+    }
+    let outcome = outcome?;
     shared.finish(engine)?;
     Ok(outcome)
 }

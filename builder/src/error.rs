@@ -402,6 +402,9 @@ impl Error {
             Error::NamedDaemon { by, .. } => Some(format!(
                 "start it, or see to it that this user may speak to it, or change {by}; kiln's own store keeps the image in any case"
             )),
+            Error::Store(kiln_store::Error::BadRecord { .. } | kiln_store::Error::UnreadableFormat { .. }) => {
+                Some("`kiln fsck` tells what is damaged, `kiln fsck --repair` fetches or removes it".to_owned())
+            }
             Error::Store(kiln_store::Error::ForeignIds { path, .. }) => Some(format!(
                 "put the old lines into /etc/subuid and /etc/subgid again, or remove the store (with the rights of root: `rm -r {}`), \
                  or use another one with `--root`",

@@ -15,6 +15,7 @@ mod epoch;
 pub mod error;
 pub mod event;
 pub mod export;
+pub mod fsck;
 pub mod grant;
 pub mod image;
 pub mod launch;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::Store;
 use crate::error::Result;
 use crate::lock::{TransientLock, WaitFor};
-use crate::record::{self, Durability};
+use crate::record::{self, Durability, Found};
 use crate::snapshot::LayerId;
 
 /// The key of a step: what its result depends on, folded to 32 bytes by the builder.
@@ -122,6 +122,15 @@ impl<'a> Cache<'a> {
     pub fn try_lock(&self, key: &CacheKey) -> Result<Option<KeyLock>> {
         let lock = TransientLock::try_acquire(&self.store.layout().step_lock(key))?;
         Ok(lock.map(|lock| KeyLock { _lock: lock, _store: self.store.clone() }))
+    }
+
+    /// Layer and blobs that the record for `key` needs, and whether it was written since the machine was started.
+    pub(crate) fn examine(&self, key: &CacheKey) -> Result<Found<(Option<LayerId>, Vec<Digest>, bool)>> {
+        Ok(match record::read::<Stored>(&self.store.layout().cache_record(key))? {
+            Found::Whole(stored) => Found::Whole((stored.layer, stored.blobs, stored.boot == self.store.boot())),
+            Found::Absent => Found::Absent,
+            Found::Broken(reason) => Found::Broken(reason),
+        })
     }
 
     /// What the record for `key` needs, without counting it as a use; none when there is none or it is torn.

@@ -44,6 +44,12 @@ pub enum Error {
         /// What its `version` file says.
         found: String,
     },
+    /// The file that says so is damaged.
+    #[error("damaged: {} doesn't name a store format", path.display())]
+    UnreadableFormat {
+        /// The file.
+        path: PathBuf,
+    },
     /// The folder has something in it that is not a store.
     #[error("{} is neither empty nor a kiln store: it has `{found}` in it", path.display())]
     NotAStore {

@@ -158,6 +158,10 @@ impl Layout {
         self.root.join("mount-points")
     }
 
+    pub(crate) fn memos(&self) -> PathBuf {
+        self.root.join("memo")
+    }
+
     pub(crate) fn memo(&self, of: &[u8]) -> PathBuf {
         self.root.join("memo").join(&blake3::hash(of).to_hex()[..32])
     }

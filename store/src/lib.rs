@@ -13,6 +13,7 @@
 //! * [`Store::images`]: names. [`Images::set`] is the moment of durability: barrier, marks, name.
 //! * [`Store::mounts`]: the folders of `RUN --mount=type=cache`.
 //! * [`Store::gc`]: `du` and `prune`.
+//! * [`Store::fsck`]: what the disk did to all that.
 //!
 //! The order of a step: [`Cache::get`]; on a miss [`Cache::lock`], `get` again, [`Layers::prepare`], run, [`Prepared::commit`],
 //! [`Cache::put`], unlock.
@@ -36,6 +37,7 @@ pub mod error;
 mod flat;
 pub mod form;
 pub mod format;
+pub mod fsck;
 pub mod gc;
 pub mod image;
 pub mod layer;
@@ -56,6 +58,7 @@ pub use blob::{BlobWriter, Blobs};
 pub use cache::{Cache, CacheKey, CacheRecord, KeyLock};
 pub use error::{Error, Result};
 pub use form::TreeForm;
+pub use fsck::Fsck;
 pub use gc::{Gc, PruneOptions, PruneReport, UsageRow};
 pub use image::{ImageRecord, Images, PlatformImage};
 pub use lock::{OnWait, WaitFor, Waiting};
@@ -134,7 +137,7 @@ impl Store {
     /// processes left is taken away: by a few renames here, its deletion going on in the background.
     ///
     /// # Errors
-    /// [`Error::NewerFormat`], [`Error::NotAStore`], [`Error::ForeignOwner`], [`Error::Io`].
+    /// [`Error::NewerFormat`], [`Error::UnreadableFormat`], [`Error::NotAStore`], [`Error::ForeignOwner`], [`Error::Io`].
     pub fn open_as(root: &Path, form: TreeForm, on_wait: Arc<OnWait>) -> Result<Self> {
         let layout = Layout::new(absolute(root)?);
         let dir = match File::open(layout.root()) {
@@ -216,6 +219,11 @@ impl Store {
     /// Sizes, and collection of what nothing needs.
     pub fn gc(&self) -> Gc<'_> {
         Gc::new(self)
+    }
+
+    /// Finds and mends what is broken.
+    pub fn fsck(&self) -> Fsck<'_> {
+        Fsck::new(self)
     }
 
     /// One `syncfs`: all that any process wrote into the store before this call is on disk when it returns.
@@ -373,7 +381,7 @@ fn check_version(layout: &Layout) -> Result<()> {
         format::Verdict::Ours => {}
         format::Verdict::Newer(found) => return Err(Error::NewerFormat { path: layout.root().to_owned(), found }),
         format::Verdict::Unreadable => {
-            return Err(Error::BadRecord { path, reason: "it doesn't name a store format".to_owned() });
+            return Err(Error::UnreadableFormat { path });
         }
     }
     let owner = fs::symlink_metadata(&path).map_err(Error::io("stat", &path))?.uid();

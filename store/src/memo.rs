@@ -80,6 +80,14 @@ impl Memo {
         Self { path: Some(path.to_owned()), records, used, fresh: Mutex::default() }
     }
 
+    /// Whether what is remembered at `path` can be read.
+    pub(crate) fn is_whole(path: &Path) -> bool {
+        match fs::read(path) {
+            Ok(bytes) => verified(bytes).is_some_and(|records| records.len() % RECORD == 0),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+
     /// A memo that forgets.
     pub fn forgetful() -> Self {
         Self::default()

@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::{ChainId, DiffId, Digest};
@@ -15,12 +15,15 @@ use crate::Store;
 use crate::error::{Error, Result};
 use crate::layer::KnownTar;
 use crate::lock::{TransientLock, WaitFor};
-use crate::record::{self, Durability};
+use crate::record::{self, Durability, Found};
 use crate::session::{self, DraftDir};
 
+mod examine;
 mod made;
 mod prepare;
 
+pub use examine::Part;
+pub(crate) use examine::{Examined, sum_of_tree};
 pub use prepare::{Copied, Prepared, Unpack};
 
 /// The name of a layer: `chain-<hex>` for one that an image brought (the hex digits are its chain id), `n<hex>`, random, for
@@ -173,6 +176,9 @@ struct Facts {
     tar_crc: Option<u32>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     blobs: Vec<PackedBlob>,
+    /// What its tree was when it was made, where no `diff_id` says it ([`Layers::sum_made`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sum: Option<Digest>,
 }
 
 impl Facts {
@@ -188,6 +194,8 @@ pub(crate) struct Memory {
     layers: RwLock<HashMap<LayerId, Known>>,
     /// Layers that image names vouch for, read once when a record of another boot is met.
     named: OnceLock<HashSet<LayerId>>,
+    /// Layers that this process made.
+    made: Mutex<Vec<LayerId>>,
 }
 
 #[derive(Debug, Clone)]
@@ -203,6 +211,14 @@ impl Memory {
 
     fn put(&self, id: &LayerId, known: Known) {
         self.layers.write().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), known);
+    }
+
+    fn note_made(&self, id: LayerId) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+    }
+
+    fn take_made(&self) -> Vec<LayerId> {
+        std::mem::take(&mut *self.made.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// For whoever took layers away.
@@ -479,20 +495,35 @@ impl<'a> Layers<'a> {
 
     /// Whether the tree is there and was not at the mercy of a crash.
     fn has_tree(&self, id: &LayerId, stored: &Stored) -> Result<bool> {
+        self.has_tree_if(id, stored, || self.is_named(id))
+    }
+
+    fn has_tree_if(&self, id: &LayerId, stored: &Stored, is_named: impl FnOnce() -> Result<bool>) -> Result<bool> {
         let dir = self.store.layout().layer(id);
         if stored.base.is_some() {
             // Under `unpacked` the tree was renamed to its place after that file was.
-            let boot = match fs::read_to_string(dir.unpacked()) {
-                Ok(boot) => boot,
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-                // Not even text: torn.
-                Err(error) if error.kind() == ErrorKind::InvalidData => String::new(),
-                Err(error) => return Err(Error::io("read", &dir.unpacked())(error)),
+            let boot = match record::read::<String>(&dir.unpacked())? {
+                Found::Whole(boot) => boot,
+                Found::Absent => return Ok(false),
+                // Torn; or of a kiln that didn't seal it.
+                Found::Broken(_) => self.plain_mark(id)?.unwrap_or_default(),
             };
             return Ok(exists(&dir.diff())? && (boot == self.store.boot() || exists(&dir.durable())?));
         }
         // A built layer came to its place as a whole, so the record stands for the tree.
-        Ok(stored.boot == self.store.boot() || exists(&dir.durable())? || self.is_named(id)?)
+        Ok(stored.boot == self.store.boot() || exists(&dir.durable())? || is_named()?)
+    }
+
+    /// The mark of a tree as the first kilns made it: a boot id and nothing else.
+    fn plain_mark(&self, id: &LayerId) -> Result<Option<String>> {
+        let path = self.store.layout().layer(id).unpacked();
+        let is_mark = |c: char| c.is_ascii_hexdigit() || c == '-';
+        match fs::read_to_string(&path) {
+            Ok(text) if text.len() >= 32 && text.trim_start_matches("unknown-").chars().all(is_mark) => Ok(Some(text)),
+            Ok(_) => Ok(None),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => Ok(None),
+            Err(error) => Err(Error::io("read", &path)(error)),
+        }
     }
 
     /// Whether an image names this built layer: names are written after a barrier, so it is on disk even if its mark isn't.

@@ -81,6 +81,8 @@ pub(crate) enum Command {
     Prune(PruneArgs),
     /// Show disk usage
     Du(DuArgs),
+    /// Check everything in the store against its digests and checksums
+    Fsck(FsckArgs),
     /// Show what this machine offers to commands, which mode kiln chooses, and what would enable a better one
     Doctor(DoctorArgs),
     /// Show the version
@@ -513,6 +515,20 @@ pub(crate) struct DuArgs {
     /// Only show IDs
     #[arg(short, long)]
     pub(crate) quiet: bool,
+}
+
+/// `kiln fsck`.
+#[derive(Debug, Args)]
+pub(crate) struct FsckArgs {
+    /// Fetch again what a registry has, and remove what is broken and can be made again
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Format output: `text` or `json`
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+    /// Set type of progress output (auto, plain, tty, quiet, rawjson)
+    #[arg(long, value_name = "MODE")]
+    pub(crate) progress: Option<Mode>,
 }
 
 /// `kiln doctor`.

@@ -14,6 +14,7 @@ mod daemons;
 mod doctor;
 mod environment;
 pub(crate) mod exit;
+mod fsck;
 mod grants;
 mod human;
 mod images;
@@ -89,6 +90,7 @@ fn execute(session: &Session, command: &Command) -> Result<Exit, Failure> {
         Command::Logout(args) => registry::logout(session, args)?,
         Command::Prune(args) => space::prune(session, args)?,
         Command::Du(args) => space::usage(session, args)?,
+        Command::Fsck(args) => return fsck::run(session, args),
         Command::Doctor(args) => doctor::examine(session, args)?,
         Command::Version(args) => version(args)?,
         Command::Completion(args) => {

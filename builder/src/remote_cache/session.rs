@@ -10,7 +10,7 @@ use std::thread::Scope;
 use kiln_oci::config::ImageConfig;
 use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::Digest;
-use kiln_store::{CacheKey, CacheRecord, LayerId, LayerRecord};
+use kiln_store::{CacheKey, CacheRecord, Error as StoreError, LayerId, LayerRecord};
 
 use super::causes;
 use super::export::{Closing, Exports};
@@ -28,7 +28,7 @@ pub struct SharedCaches {
     imports: Imports,
     pub(super) exports: Exports,
     is_inline: bool,
-    /// Layers that a cache promised and doesn't have.
+    /// Layers that a cache promised and doesn't have, or that the store lost.
     lost: Mutex<HashSet<LayerId>>,
     told: Mutex<Told>,
 }
@@ -74,7 +74,11 @@ impl SharedCaches {
         let lost = lock(&self.lost);
         if let Some(record) = engine.store.cache().get(key)? {
             let is_whole = match &record.layer {
-                Some(layer) if !lost.is_empty() => !engine.store.layers().chain(layer)?.iter().any(|l| lost.contains(&l.id)),
+                Some(layer) if !lost.is_empty() => match engine.store.layers().chain(layer) {
+                    Ok(chain) => !chain.iter().any(|l| lost.contains(&l.id)),
+                    Err(StoreError::LayerMissing { .. }) => false,
+                    Err(error) => return Err(error.into()),
+                },
                 _ => true,
             };
             if is_whole {
@@ -98,7 +102,7 @@ impl SharedCaches {
     /// Says that a layer can't be had, so that what has it counts no more. False when that was known: then it is needed for something
     /// else than a step that could be done again.
     pub(crate) fn lose(&self, engine: &Engine, error: &Error) -> bool {
-        let Error::CachedLayerLost { layer, .. } = error else { return false };
+        let Some(layer) = lost_layer(error) else { return false };
         *lock(&self.told) = Told::default();
         let is_new = lock(&self.lost).insert(layer.clone());
         if is_new {
@@ -132,6 +136,22 @@ impl SharedCaches {
     pub(super) fn told(&self) -> MutexGuard<'_, Told> {
         lock(&self.told)
     }
+}
+
+/// The layer that a step's record names and that nobody has: a shared cache promised it, or its own record is damaged.
+fn lost_layer(error: &Error) -> Option<&LayerId> {
+    if let Error::CachedLayerLost { layer, .. } = error {
+        return Some(layer);
+    }
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |cause| cause.source());
+    let missing = causes.filter_map(|cause| match cause.downcast_ref::<Error>() {
+        Some(Error::Store(cause)) => Some(cause),
+        _ => cause.downcast_ref::<StoreError>(),
+    });
+    missing.into_iter().find_map(|cause| match cause {
+        StoreError::LayerMissing { id } => Some(id),
+        _ => None,
+    })
 }
 
 /// The steps that an image is made of, for its configuration.

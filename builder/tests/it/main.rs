@@ -18,6 +18,7 @@ mod edits;
 mod errors;
 mod files_out;
 mod forms;
+mod fsck;
 mod handover;
 mod hosts;
 mod interop;

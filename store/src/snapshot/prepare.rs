@@ -286,6 +286,7 @@ impl Prepared {
                 fs::write(&path, record::seal(&stored, &path)?).map_err(Error::io("write", &path))?;
                 draft.rename_to(store.layout().layer(&id).path())?;
                 store.memory().put(&id, Known { stored: stored.into(), unpacked: true });
+                store.memory().note_made(id.clone());
                 if let Some(tree) = tree {
                     store.flats().put(id.clone(), tree);
                 }
@@ -298,7 +299,7 @@ impl Prepared {
                 record::remove(&dir.durable())?;
                 record::remove(&dir.owners())?;
                 // In this order: without the tree the file says nothing.
-                record::place(&*store.session()?, &dir.unpacked(), store.boot().as_bytes(), Durability::Relaxed)?;
+                record::write(&*store.session()?, &dir.unpacked(), &store.boot(), Durability::Relaxed)?;
                 let owners = LayerDir(draft.path().to_owned()).owners();
                 match fs::rename(&owners, dir.owners()) {
                     Err(error) if error.kind() != ErrorKind::NotFound => {

@@ -30,7 +30,7 @@ fn what_is_at_the_root_is_judged() {
         ("ours", &[("version", "kiln store 1\n"), ("ingest/", ""), ("trash/", "")], |r| r.is_ok()),
         ("newer", &[("version", "kiln store 7\n")], |r| matches!(r, Err(Error::NewerFormat { found, .. }) if found == "7")),
         ("feature", &[("version", "kiln store 1\nx\n")], |r| matches!(r, Err(Error::NewerFormat { .. }))),
-        ("torn", &[("version", "\0\0\0\0")], |r| matches!(r, Err(Error::BadRecord { .. }))),
+        ("torn", &[("version", "\0\0\0\0")], |r| matches!(r, Err(Error::UnreadableFormat { .. }))),
     ];
     for (what, files, good) in rows {
         let dir = tempfile::tempdir().unwrap();
