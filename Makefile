@@ -23,6 +23,7 @@ cuts:
 torture:
 	testdata/tools/setup.sh test
 	KILN_TEST_FULL=1 cargo test -p kiln-runner --test sandbox c
+	KILN_TEST_CORRUPTIONS=1000 cargo test -p kiln --test it -- fsck --nocapture
 	KILN_TEST_KILLS=200 KILN_TEST_FULL=1 cargo test -p kiln --test it -- interrupted threats --nocapture
 	KILN_TEST_EDITS=100 cargo test -p kiln --test it -- edits --nocapture
 

@@ -8,10 +8,11 @@
 //! ├── blobs/sha256/HEX         bytes by their digest; verified when written and when read
 //! ├── layers/ID/               chain-HEX: a layer that an image brought (HEX is its chain id); nHEX: one that kiln built
 //! │   ├── record.json          kind, parent, boot id; never rewritten
-//! │   ├── facts.json           what was learnt later: diff id, packed blobs, places to fetch it from; may be lost
+//! │   ├── facts.json           what was learnt later: diff id, packed blobs, places to fetch it from; may be lost. Of a layer that
+//! │   │                        is in no image a sum of its tree, for [`crate::fsck`]
 //! │   ├── diff/                the tree in overlayfs' form (whiteouts are 0:0 devices or xattrs)
 //! │   ├── diff.owners          owners of files in diff/ that can hold no attribute; only where owners are recorded
-//! │   ├── unpacked             of a base layer: the boot id under which diff/ was made
+//! │   ├── unpacked             of a base layer: the boot id under which diff/ was made, sealed as records are
 //! │   ├── durable              mark: diff/ was on disk before this file was made
 //! │   └── usage                the disk space of diff/, remembered by `du`; may be lost
 //! ├── cache/XX/REST            cache records by key; small, one read each

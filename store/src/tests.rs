@@ -12,6 +12,7 @@ use crate::{BaseLayer, CacheKey, CacheRecord, ImageRecord, LayerId, Store};
 
 mod blobs;
 mod collection;
+mod damage;
 mod layers;
 mod names;
 mod opening;

@@ -7,8 +7,6 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kiln_oci::digest::Digest;
-
 use crate::support::home::{Home, Outcome};
 
 /// Three stages, of which one is in no image; steps of each kind; and files that only metadata tells apart.

@@ -109,14 +109,12 @@ impl Mend<'_> {
         Ok(())
     }
 
-    /// A layer that was built is the difference to those below it. One that an image brought comes back as it was.
+    /// A layer is the difference to those below it.
     fn lose_what_stands_on(&mut self, now: &Survey) {
         loop {
             let before = self.lost.len();
             for (id, layer) in &now.layers {
-                let Some(parent) = layer.parent.as_ref().filter(|_| layer.base.is_none()) else { continue };
-                let is_gone = self.lost.contains(parent) || !now.layers.contains_key(parent);
-                if is_gone && parent.chain_id().is_none() {
+                if layer.parent.as_ref().is_some_and(|parent| self.is_gone(now, parent)) {
                     self.lost.insert(id.clone());
                 }
             }
@@ -228,8 +226,8 @@ impl Mend<'_> {
                 let tree = self.store.tree(&self.store.layers().diff_dir(id))?;
                 let (plain, options) = (Compression::None, EncodeOptions::default());
                 let packed = pack_compressed(&tree, &mut std::io::sink(), plain, options, &self.store.packing());
-                let packed = packed.ok().filter(|packed| said.contains(&packed.diff_id));
-                self.store.layers().relearn(id, packed.map(|packed| (packed.diff_id, packed.stats.tar_size)))?;
+                let packed = packed.ok().filter(|packed| said.contains(&packed.tar.diff_id));
+                self.store.layers().relearn(id, packed.map(|packed| (packed.tar.diff_id, packed.stats.tar_size)))?;
                 self.done.push(format!("learnt the facts of layer {id} again"));
             }
         }

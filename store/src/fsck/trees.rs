@@ -73,7 +73,7 @@ fn built_tree(store: &Store, id: &LayerId, layer: &Examined) -> Verdict {
     };
     let (plain, options) = (Compression::None, EncodeOptions::default());
     match pack_compressed(&tree, &mut std::io::sink(), plain, options, &store.packing()) {
-        Ok(packed) => judge(Ok(packed.diff_id == diff_id)),
+        Ok(packed) => judge(Ok(packed.tar.diff_id == diff_id)),
         Err(error) => Verdict::Broken(error.to_string()),
     }
 }
