@@ -227,7 +227,7 @@ impl Mend<'_> {
                 let (plain, options) = (Compression::None, EncodeOptions::default());
                 let packed = pack_compressed(&tree, &mut std::io::sink(), plain, options, &self.store.packing());
                 let packed = packed.ok().filter(|packed| said.contains(&packed.tar.diff_id));
-                self.store.layers().relearn(id, packed.map(|packed| (packed.tar.diff_id, packed.stats.tar_size)))?;
+                self.store.layers().relearn(id, packed.map(|packed| packed.tar))?;
                 self.done.push(format!("learnt the facts of layer {id} again"));
             }
         }

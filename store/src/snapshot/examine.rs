@@ -8,7 +8,7 @@ use kiln_oci::digest::{DiffId, Digest};
 use super::{BaseLayer, Facts, LayerId, Layers, PackedBlob, Stored, exists};
 use crate::Store;
 use crate::error::Result;
-use crate::layer::{PackError, PackOptions, pack};
+use crate::layer::{KnownTar, PackError, PackOptions, pack};
 use crate::lock::{TransientLock, WaitFor};
 use crate::record::{self, Durability, Found};
 
@@ -132,10 +132,10 @@ impl Layers<'_> {
         }))
     }
 
-    /// Writes down that of a layer nothing more is known than this; packed forms that are gone are forgotten.
-    pub(crate) fn relearn(&self, id: &LayerId, packed: Option<(DiffId, u64)>) -> Result<()> {
-        let facts = Facts { diff_id: packed.map(|(id, _)| id), tar_size: packed.map(|(_, size)| size), ..Facts::default() };
-        record::write(&*self.store.session()?, &self.store.layout().layer(id).facts(), &facts, Durability::Relaxed)
+    /// Writes down that of a layer nothing more is known than this.
+    pub(crate) fn relearn(&self, id: &LayerId, tar: Option<KnownTar>) -> Result<()> {
+        record::write(&*self.store.session()?, &self.store.layout().layer(id).facts(), &Facts::default(), Durability::Relaxed)?;
+        tar.map_or(Ok(()), |tar| self.set_packed(id, tar, None))
     }
 
     /// Forgets the packed forms of a layer that are gone, but for those with a tar of their own: they say how it is made again.

@@ -10,7 +10,9 @@ use kiln_oci::digest::{DiffId, Digest};
 
 use super::{Fixture, add_bases, built, image, key, name, record};
 use crate::fsck::{Object, Report};
-use crate::{CacheRecord, LayerId, PackedBlob, Part, Store};
+use crate::layer::KnownTar;
+use crate::snapshot::Part;
+use crate::{CacheRecord, LayerId, PackedBlob, Store};
 
 fn check(store: &Store) -> Report {
     store.fsck().check(&|_| ControlFlow::Continue(())).unwrap()
@@ -46,13 +48,13 @@ fn made() -> Made {
         compression: "gzip:6".into(),
         diff_id: None,
     };
-    store.layers().set_packed(&second, known.0, known.1, Some(blob)).unwrap();
+    store.layers().set_packed(&second, known, Some(blob)).unwrap();
     let below = pack(store, &first);
-    store.layers().set_packed(&first, below.0, below.1, None).unwrap();
+    store.layers().set_packed(&first, below, None).unwrap();
     store.layers().sum_made().unwrap();
     let config = format!(
         r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["{}","{}"]}}}}"#,
-        below.0, known.0
+        below.diff_id, known.diff_id
     );
     assert!(serde_json::from_str::<ImageConfig>(&config).is_ok());
     let image = image(store, Some("app"), &config, &[first.clone(), second.clone()]);
@@ -61,11 +63,11 @@ fn made() -> Made {
     Made { layers: vec![first, second], stage, packed, fixture }
 }
 
-fn pack(store: &Store, id: &LayerId) -> (DiffId, u64) {
+fn pack(store: &Store, id: &LayerId) -> KnownTar {
     let mut tar = Vec::new();
     let diff = store.tree(&store.layers().diff_dir(id)).unwrap();
     crate::layer::pack(&diff, &mut tar, &store.packing()).unwrap();
-    (DiffId::new(Digest::of(&tar)), tar.len() as u64)
+    KnownTar { diff_id: DiffId::new(Digest::of(&tar)), size: tar.len() as u64, crc: None }
 }
 
 impl Made {
