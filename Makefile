@@ -26,6 +26,7 @@ torture:
 	KILN_TEST_CORRUPTIONS=1000 cargo test -p kiln --test it -- fsck --nocapture
 	KILN_TEST_KILLS=200 KILN_TEST_FULL=1 cargo test -p kiln --test it -- interrupted threats --nocapture
 	KILN_TEST_EDITS=100 cargo test -p kiln --test it -- edits --nocapture
+	KILN_TEST_FAULTS="5000 3000" KILN_TEST_BIN="$$(testdata/tools/static.sh | tail -n 1)" cargo test -p kiln --test it -- faults --nocapture
 
 # All images of testdata/conformance, read by skopeo, umoci, podman and dockerd of Debian stable and sid, in each form.
 readers:

@@ -35,6 +35,16 @@ pub struct Operation {
     pub host: String,
 }
 
+/// An error of the caller's with its causes.
+fn in_one_line(error: &std::io::Error) -> String {
+    let (mut line, mut next) = (error.to_string(), std::error::Error::source(error));
+    while let Some(cause) = next {
+        line = format!("{line}: {cause}");
+        next = cause.source();
+    }
+    line
+}
+
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.action)?;
@@ -176,7 +186,7 @@ pub enum ErrorKind {
     #[error(transparent)]
     Credentials(#[from] CredentialError),
     /// The caller's sink or source failed.
-    #[error("{0}")]
+    #[error("{}", in_one_line(.0))]
     Local(std::io::Error),
     /// A certificate file couldn't be used.
     #[error("certificate file {}: {cause}", .path.display())]

@@ -137,7 +137,7 @@ pub fn enter(wish: &Wish) -> Result<Entered, RunError> {
     if found.is_none() && other {
         match try_namespaces() {
             Ok(()) => {
-                let (mode, more) = change_namespace(wish, was_root);
+                let (mode, more) = change_namespace(wish, was_root)?;
                 more.into_iter().for_each(|(mode, why)| refuse(mode, why));
                 found = mode;
             }
@@ -258,13 +258,15 @@ enum Granted {
     Half { said: String },
     /// Nothing.
     Nothing { errno: i32 },
+    /// The child was killed before it could say: that tells nothing about this host.
+    Lost,
 }
 
 /// What each mode that was given up has to say.
 type Refusals = Vec<(Mode, (String, String))>;
 
 /// Leaves this process's user namespace for one with as many ids as can be had.
-fn change_namespace(wish: &Wish, is_root: bool) -> (Option<Mode>, Refusals) {
+fn change_namespace(wish: &Wish, is_root: bool) -> Result<(Option<Mode>, Refusals), RunError> {
     let (isolation, facts) = (wish.isolation, || Facts::read(wish.in_container));
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let mut refused = Refusals::new();
@@ -277,7 +279,7 @@ fn change_namespace(wish: &Wish, is_root: bool) -> (Option<Mode>, Refusals) {
             Err(why) => {
                 refused.push((best.clone(), why));
                 if isolation != Isolation::Default {
-                    return (None, refused);
+                    return Ok((None, refused));
                 }
                 Grant::One
             }
@@ -289,16 +291,21 @@ fn change_namespace(wish: &Wish, is_root: bool) -> (Option<Mode>, Refusals) {
         Ok(granted) => granted,
         Err(obstacle) => {
             refused.push((whole, explain(&obstacle, &facts())));
-            return (None, refused);
+            return Ok((None, refused));
         }
     };
     let (said, halved) = match granted {
-        Granted::Whole => return (Some(whole), refused),
+        Granted::Whole => return Ok((Some(whole), refused)),
         Granted::One { said } => (said, false),
         Granted::Half { said } => (said, true),
+        // Another mode has another store: it would look empty.
+        Granted::Lost => {
+            let reason = "the process that gives ids to the user namespace was killed".to_owned();
+            return Err(RunError::Unavailable { reason, remedy: "run kiln again".to_owned() });
+        }
         Granted::Nothing { errno } => {
             refused.push((whole, explain(&Obstacle { stage: Stage::Map, errno }, &facts())));
-            return (None, refused);
+            return Ok((None, refused));
         }
     };
     refused.push((best, (said, not_granted(wish, is_root, uid))));
@@ -307,14 +314,14 @@ fn change_namespace(wish: &Wish, is_root: bool) -> (Option<Mode>, Refusals) {
         true => sys::unshare(NAMESPACES).and_then(|()| write_maps(Path::new("/proc/self"), &IdMaps::one(0, 0))),
         false => Ok(()),
     };
-    match made {
+    Ok(match made {
         Ok(()) if isolation == Isolation::Default => (Some(Mode::OneId), refused),
         Ok(()) => (None, refused),
         Err(error) => {
             refused.push((Mode::OneId, explain(&failed(Stage::Map, &error), &facts())));
             (None, refused)
         }
-    }
+    })
 }
 
 fn not_granted(wish: &Wish, is_root: bool, uid: u32) -> String {
@@ -414,8 +421,7 @@ fn leave_namespace(grant: &Grant, one: &IdMaps) -> Result<Granted, Obstacle> {
             let said = wire::receive::<Granted>(&mut from_child);
             reap(pid);
             left?;
-            let nothing = Granted::Nothing { errno: libc::EPERM };
-            Ok(said.ok().flatten().unwrap_or(nothing))
+            Ok(said.ok().flatten().unwrap_or(Granted::Lost))
         }
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use kiln_oci::digest::{Digest, Hasher};
 
 use crate::Store;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, named};
 use crate::record::{self, Durability};
 use crate::session::Draft;
 
@@ -221,7 +221,7 @@ impl VerifiedBlobWriter {
 
 impl Write for VerifiedBlobWriter {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let count = self.draft.file.write(buffer)?;
+        let count = self.draft.write(buffer)?;
         self.written += count as u64;
         Ok(count)
     }
@@ -246,7 +246,7 @@ impl Write for BlobWriter {
             let actual = self.written + buffer.len() as u64;
             return Err(io::Error::new(ErrorKind::FileTooLarge, Error::SizeMismatch { expected: self.limit, actual }));
         }
-        let count = self.draft.file.write(buffer)?;
+        let count = self.draft.write(buffer)?;
         self.hasher.update(&buffer[..count]);
         self.written += count as u64;
         Ok(count)
@@ -269,7 +269,11 @@ pub struct VerifiedReader {
 
 impl Read for VerifiedReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(buffer)?;
+        let count = match self.file.read(buffer) {
+            // Not every caller would try again.
+            Err(error) if error.kind() == ErrorKind::Interrupted => return self.read(buffer),
+            outcome => outcome.map_err(|error| named("read", &self.store.layout().blob(&self.digest), error))?,
+        };
         if count > 0 {
             if let Some(hasher) = &mut self.hasher {
                 hasher.update(&buffer[..count]);

@@ -200,6 +200,11 @@ impl Error {
     }
 }
 
+/// The error of a stream, whose callers see nothing but `io::Error`, with operation and path. It keeps its kind.
+pub(crate) fn named(op: &'static str, path: &Path, source: io::Error) -> io::Error {
+    io::Error::new(source.kind(), Error::Io { op, path: path.to_owned(), source })
+}
+
 impl From<FsError> for Error {
     fn from(FsError { operation, path, source }: FsError) -> Self {
         Self::Io { op: operation, path, source }

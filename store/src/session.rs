@@ -5,12 +5,12 @@
 //! trash by one rename. So the cost of cleaning up at start doesn't depend on what lies in the folders or in the store.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, named};
 use crate::layout::Layout;
 use crate::{lock, remove};
 
@@ -103,6 +103,11 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
+    /// Writes some of the bytes.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file.write(bytes).map_err(|error| named("write", self.path.as_deref().unwrap_or(Path::new("")), error))
+    }
+
     /// Gives it its name, in place of what had the name before.
     pub(crate) fn rename_to(mut self, target: &Path) -> Result<()> {
         let Some(path) = self.path.take() else { return Ok(()) };

@@ -16,6 +16,7 @@ mod contexts;
 mod credentials;
 mod edits;
 mod errors;
+mod faults;
 mod files_out;
 mod forms;
 mod fsck;

@@ -35,18 +35,19 @@ pub fn same_attributes(a: &Meta, b: &Meta) -> bool {
 }
 
 fn same_bytes(mut a: File, mut b: File) -> io::Result<bool> {
-    let (mut x, mut y) = (vec![0; 128 << 10], vec![0; 128 << 10]);
+    const PIECE: usize = 128 << 10;
+    let (mut x, mut y) = (Vec::with_capacity(PIECE), Vec::with_capacity(PIECE));
     loop {
-        let read = a.read(&mut x)?;
-        if read == 0 {
-            return Ok(b.read(&mut y)? == 0);
+        for (file, piece) in [(&mut a, &mut x), (&mut b, &mut y)] {
+            piece.clear();
+            // Unlike a plain `read` this goes on when a signal came between.
+            file.take(PIECE as u64).read_to_end(piece)?;
         }
-        match b.read_exact(&mut y[..read]) {
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-            done => done?,
-        }
-        if x[..read] != y[..read] {
+        if x != y {
             return Ok(false);
+        }
+        if x.is_empty() {
+            return Ok(true);
         }
     }
 }
