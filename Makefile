@@ -19,7 +19,8 @@ cuts:
 	testdata/tools/setup.sh test
 	KILN_TEST_CUT_MB=1000 cargo test -p kiln-registry-client --test it -- --exact resume::twenty_cuts_cost_a_tenth --nocapture
 
-# The long forms of the tests of threats and faults: 200 kills of a build that pulls, 10,000 swaps for each race.
+# The long forms of the tests of threats and faults: 200 kills of a build that pulls, 10,000 swaps for each race, 500 power cuts,
+# five minutes of prune beside four builders.
 torture:
 	testdata/tools/setup.sh test
 	KILN_TEST_FULL=1 cargo test -p kiln-runner --test sandbox c
@@ -27,6 +28,7 @@ torture:
 	KILN_TEST_KILLS=200 KILN_TEST_FULL=1 cargo test -p kiln --test it -- interrupted threats --nocapture
 	KILN_TEST_EDITS=100 cargo test -p kiln --test it -- edits --nocapture
 	KILN_TEST_FAULTS="5000 3000" KILN_TEST_BIN="$$(testdata/tools/static.sh | tail -n 1)" cargo test -p kiln --test it -- faults --nocapture
+	KILN_TEST_CUTS=400 KILN_TEST_RACE_SECONDS=300 cargo test -p kiln --test it -- power:: races:: --nocapture
 
 # All images of testdata/conformance, read by skopeo, umoci, podman and dockerd of Debian stable and sid, in each form.
 readers:

@@ -3,6 +3,7 @@
 //! ```text
 //! ROOT/                        0700
 //! ├── version                  "kiln store 1"; written last when a store is made, so its presence means: all is there
+//! ├── epoch                    only after a failed sync: its text counts as part of the boot id
 //! ├── ids                      which ids of the host the owners in diff/ are; only where they are not the host's own
 //! ├── lease                    flock: shared by every process that uses the store, exclusive by prune
 //! ├── blobs/sha256/HEX         bytes by their digest; verified when written and when read
@@ -42,6 +43,8 @@
 //!   a `durable` mark, or (for a built layer) when an image names it. Writing an image name is: one `syncfs`, then the marks
 //!   and the name, the name with `fsync` of file and folder. The mark is a file of its own because replacing
 //!   a record that was safe by one that isn't yet would put the layer at risk.
+//! * When the barrier fails, `epoch` gets another text, so that nothing is believed any more that had not been marked: the kernel
+//!   tells of a failed write once, and goes on to show in memory what never reached the disk.
 //! * A cache record is as good as the layer that it names.
 //! * Cache mounts hold what the user's tools write; kiln promises nothing about it.
 //!

@@ -37,8 +37,9 @@ pub(crate) const DIRECTORIES: [&str; 11] =
     ["blobs", "blobs/sha256", "layers", "cache", "images", "ingest", "memo", "mount-points", "mounts", "locks", "trash"];
 
 /// What may stand in a root that has no version file yet: a store whose making was cut short, or a fresh file system.
-pub(crate) const KNOWN_AT_ROOT: [&str; 19] = [
+pub(crate) const KNOWN_AT_ROOT: [&str; 20] = [
     "version",
+    "epoch",
     "ids",
     "host",
     "rootless",
@@ -70,6 +71,11 @@ impl Layout {
 
     pub(crate) fn version(&self) -> PathBuf {
         self.root.join("version")
+    }
+
+    /// What tells relaxed records of after a failed sync from those of before.
+    pub(crate) fn epoch(&self) -> PathBuf {
+        self.root.join("epoch")
     }
 
     /// Which ids of the host the owners in the trees are.

@@ -234,7 +234,12 @@ impl Store {
     /// [`Error::Sync`]: something that was written may be lost. Nothing may be named on the strength of it, and trying
     /// again proves nothing (the kernel reports a write-back error once).
     pub fn barrier(&self) -> Result<()> {
-        rustix::fs::syncfs(&self.inner.root).map_err(|errno| Error::Sync { path: self.root().to_owned(), source: errno.into() })
+        rustix::fs::syncfs(&self.inner.root).map_err(|errno| {
+            // Whoever opens the store from now on isn't told of the failure, and reads from memory what never reached the disk.
+            let nonce = session::nonce().unwrap_or_default();
+            let _ = fs::write(self.layout().epoch(), nonce);
+            Error::Sync { path: self.root().to_owned(), source: errno.into() }
+        })
     }
 
     /// Makes layers outlive a crash of the machine, with all their parents: a barrier, then a mark on each.
@@ -281,12 +286,16 @@ impl Store {
         Ok(begun)
     }
 
-    /// Which start of the machine this is. When the kernel doesn't say, every process is a start of its own: then relaxed
-    /// records are never believed, which costs time and nothing else.
+    /// Which start of the machine this is, and which time since a sync failed. When the kernel doesn't say, every process is a
+    /// start of its own: then relaxed records are never believed, which costs time and nothing else.
     pub(crate) fn boot(&self) -> &str {
-        self.inner.boot.get_or_init(|| match fs::read_to_string("/proc/sys/kernel/random/boot_id") {
-            Ok(id) if !id.trim().is_empty() => id.trim().to_owned(),
-            _ => format!("unknown-{}", session::nonce().unwrap_or_default()),
+        self.inner.boot.get_or_init(|| {
+            let boot = session::boot_id().unwrap_or_else(|| format!("unknown-{}", session::nonce().unwrap_or_default()));
+            match fs::read(self.layout().epoch()) {
+                Err(error) if error.kind() == ErrorKind::NotFound => boot,
+                // After a crash the file may hold anything; then the boot id is another one, too.
+                epoch => format!("{boot}+{}", String::from_utf8_lossy(&epoch.unwrap_or_default())),
+            }
         })
     }
 

@@ -5,9 +5,12 @@
 //! that was written, fingerprinted and written again within one tick looks the same. So what was changed less than
 //! [`GRAIN`] before it was read is not remembered (git calls such an entry "racily clean").
 //!
-//! The file is `kiln-memo1\n`, the BLAKE3 of the rest, then records sorted by their bytes: device, inode, size, mtime, ctime
-//! (big-endian), fingerprint, and the number of times it was saved without having been asked for. There's no `fsync`: a
-//! torn file fails its checksum and counts as empty.
+//! The file is `kiln-memo2\n`, the BLAKE3 of the rest, the machine's boot id (hashed) and the time (seconds) of the last reading, then
+//! records sorted by their bytes: device, inode, size, mtime, ctime (big-endian), fingerprint, and the number of times it was saved
+//! without having been asked for. There's no `fsync`: a torn file fails its checksum and counts as empty.
+//!
+//! When the power fails, a file that was overwritten in place can keep its new times and its old bytes. So what was changed within
+//! [`FLUSH`] before the last reading is believed only until the machine starts anew.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -20,10 +23,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::rootdir::{Meta, Timestamp};
+use crate::session;
 
 /// Changes younger than this when the file was read are not trusted: coarser than the times of any file system but FAT's, whose
 /// grain it is.
 pub const GRAIN: Duration = Duration::from_secs(2);
+
+/// After so long what was written is on the disk: the kernel begins with it after 30 seconds (`vm.dirty_expire_centisecs`).
+const FLUSH: Duration = Duration::from_mins(3);
 
 /// A private digest: BLAKE3, never an OCI digest.
 pub type Fingerprint = [u8; 32];
@@ -52,9 +59,14 @@ fn time_bytes(time: Timestamp) -> [u8; 12] {
     bytes
 }
 
-const MAGIC: &[u8] = b"kiln-memo1\n";
-const HEADER: usize = MAGIC.len() + 32;
+const MAGIC: &[u8] = b"kiln-memo2\n";
+/// What the seal covers begins here.
+const BODY: usize = MAGIC.len() + 32;
+const BOOT: usize = 16;
+const HEADER: usize = BODY + BOOT + 8;
 const KEY: usize = 48;
+/// Where the seconds of the change time stand in a key.
+const CHANGED: usize = 36;
 const VALUE: usize = 32;
 const RECORD: usize = KEY + VALUE + 1;
 /// A record that was of no use this many times is dropped: its file is gone, or was written since.
@@ -67,7 +79,15 @@ pub struct Memo {
     /// The records as they are on disk.
     records: Vec<u8>,
     used: Vec<AtomicBool>,
-    fresh: Mutex<Vec<(FileId, Fingerprint)>>,
+    fresh: Mutex<Fresh>,
+}
+
+/// What was learnt since the file was read.
+#[derive(Debug, Default)]
+struct Fresh {
+    records: Vec<(FileId, Fingerprint)>,
+    /// When the last of it was read, in seconds since 1970.
+    read_at: u64,
 }
 
 impl Memo {
@@ -115,7 +135,9 @@ impl Memo {
     /// was taken; if the file was changed shortly before it, nothing is remembered.
     pub fn put(&self, meta: &Meta, fingerprint: Fingerprint, read_at: SystemTime) {
         if self.path.is_some() && is_settled(meta, read_at) {
-            self.fresh.lock().unwrap_or_else(PoisonError::into_inner).push((FileId::of(meta), fingerprint));
+            let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+            fresh.records.push((FileId::of(meta), fingerprint));
+            fresh.read_at = fresh.read_at.max(read_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
         }
     }
 
@@ -126,10 +148,10 @@ impl Memo {
     pub fn save(&self) -> io::Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
         let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
-        if fresh.is_empty() {
+        if fresh.records.is_empty() {
             return Ok(());
         }
-        let mut records: Vec<[u8; RECORD]> = Vec::with_capacity(self.used.len() + fresh.len());
+        let mut records: Vec<[u8; RECORD]> = Vec::with_capacity(self.used.len() + fresh.records.len());
         for (old, used) in self.records.chunks_exact(RECORD).zip(&self.used) {
             let mut record = [0; RECORD];
             record.copy_from_slice(old);
@@ -138,7 +160,7 @@ impl Memo {
                 records.push(record);
             }
         }
-        for (id, fingerprint) in fresh.iter() {
+        for (id, fingerprint) in &fresh.records {
             let mut record = [0; RECORD];
             record[..KEY].copy_from_slice(&id.0);
             record[KEY..KEY + VALUE].copy_from_slice(fingerprint);
@@ -147,8 +169,8 @@ impl Memo {
         // Of two records of one file the one just learnt (age 0) stays.
         records.sort_unstable_by(|a, b| a[..KEY].cmp(&b[..KEY]).then(a[RECORD - 1].cmp(&b[RECORD - 1])));
         records.dedup_by(|a, b| a[..KEY] == b[..KEY]);
-        write(path, records.as_flattened())?;
-        fresh.clear();
+        write(path, &[&this_boot()[..], &fresh.read_at.to_be_bytes(), records.as_flattened()].concat())?;
+        fresh.records.clear();
         Ok(())
     }
 }
@@ -162,18 +184,38 @@ fn is_settled(meta: &Meta, read_at: SystemTime) -> bool {
     nanos(meta.ctime) + grain <= now && (now - nanos(meta.mtime)).abs() >= grain
 }
 
-/// The records of an undamaged file.
+/// The boot id as it stands in the file; of a kernel that says none, zeros.
+fn this_boot() -> [u8; BOOT] {
+    let mut short = [0; BOOT];
+    if let Some(id) = session::boot_id() {
+        short.copy_from_slice(&blake3::hash(id.as_bytes()).as_bytes()[..BOOT]);
+    }
+    short
+}
+
+/// The records of an undamaged file that can be believed.
 fn verified(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
-    let body = bytes.get(HEADER..)?;
-    if !bytes.starts_with(MAGIC) || bytes[MAGIC.len()..HEADER] != *blake3::hash(body).as_bytes() {
+    let body = bytes.get(BODY..)?;
+    if !bytes.starts_with(MAGIC) || bytes[MAGIC.len()..BODY] != *blake3::hash(body).as_bytes() {
         return None;
     }
+    let (boot, read_at) = body.get(..HEADER - BODY)?.split_at(BOOT);
+    let read_at = u64::from_be_bytes(read_at.try_into().ok()?);
+    let is_of_now = *boot == this_boot() && *boot != [0; BOOT];
     bytes.drain(..HEADER);
-    Some(bytes)
+    if is_of_now {
+        return Some(bytes);
+    }
+    let on_disk = i64::try_from(read_at.saturating_sub(FLUSH.as_secs())).unwrap_or(i64::MAX);
+    let is_on_disk = |record: &&[u8]| {
+        let changed = record.get(CHANGED..CHANGED + 8).and_then(|secs| secs.try_into().ok());
+        changed.is_some_and(|secs| i64::from_be_bytes(secs) < on_disk)
+    };
+    Some(bytes.chunks(RECORD).filter(is_on_disk).flatten().copied().collect())
 }
 
 /// Replaces `path` by a rename. Of several processes one writes, so that a draft is never two people's.
-fn write(path: &Path, records: &[u8]) -> io::Result<()> {
+fn write(path: &Path, body: &[u8]) -> io::Result<()> {
     let mut draft = path.as_os_str().to_owned();
     draft.push(".draft");
     let draft = PathBuf::from(draft);
@@ -186,8 +228,8 @@ fn write(path: &Path, records: &[u8]) -> io::Result<()> {
     }
     file.set_len(0)?;
     (&file).write_all(MAGIC)?;
-    (&file).write_all(blake3::hash(records).as_bytes())?;
-    (&file).write_all(records)?;
+    (&file).write_all(blake3::hash(body).as_bytes())?;
+    (&file).write_all(body)?;
     fs::rename(&draft, path)
 }
 
@@ -260,6 +302,35 @@ mod tests {
             m.mtime = Timestamp::from_secs(mtime);
             assert_eq!(is_settled(&m, read_at), settled, "{mtime} {read_at:?}");
         }
+    }
+
+    #[test]
+    fn after_a_start_only_what_had_time_to_reach_the_disk_is_believed() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("memo");
+        fs::write(temp.path().join("f"), "x").unwrap();
+        let now = SystemTime::now();
+        let secs = i64::try_from(now.duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap();
+        let flush = i64::try_from(FLUSH.as_secs()).unwrap();
+        let ages = [5, flush - 1, flush, flush + 1, 100_000];
+        let metas = ages.map(|age| Meta {
+            ctime: Timestamp::from_secs(secs - age),
+            mtime: Timestamp::from_secs(5),
+            ..meta(temp.path(), "f")
+        });
+        let memo = Memo::open(&path);
+        for meta in &metas {
+            memo.put(meta, [1; 32], now);
+        }
+        memo.save().unwrap();
+        let known = || metas.map(|meta| Memo::open(&path).get(&FileId::of(&meta)).is_some());
+        assert_eq!(known(), [true; 5]);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[BODY] ^= 1;
+        let seal = *blake3::hash(&bytes[BODY..]).as_bytes();
+        bytes[MAGIC.len()..BODY].copy_from_slice(&seal);
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(known(), [false, false, false, true, true]);
     }
 
     #[test]

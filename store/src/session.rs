@@ -24,6 +24,12 @@ pub(crate) fn nonce() -> Result<String> {
     Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 
+/// Which start of the machine this is, if the kernel says.
+pub(crate) fn boot_id() -> Option<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned()).filter(|id| !id.is_empty())
+}
+
 /// The folder of this process.
 #[derive(Debug)]
 pub(crate) struct Session {

@@ -533,7 +533,7 @@ impl<'a> Layers<'a> {
             return Ok(named.contains(id));
         }
         let images = self.store.images().list()?;
-        let layers = images.into_iter().flat_map(|image| image.layers).collect();
+        let layers = images.iter().flat_map(|image| image.needed_layers().cloned()).collect();
         Ok(named.get_or_init(|| layers).contains(id))
     }
 }

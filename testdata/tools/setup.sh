@@ -26,6 +26,7 @@ newuidmap uidmap
 runc runc
 pasta passt
 strace strace
+mkfs.xfs xfsprogs
 nginx nginx-light
 /usr/share/doc/python3-venv python3-venv
 setcap libcap2-bin

@@ -240,6 +240,13 @@ pub(crate) fn merge(layers: &[Vec<u8>]) -> Result<Tree, String> {
     Ok(merged.nodes())
 }
 
+/// The same for two merged trees.
+pub(crate) fn tree_differences(a: &Tree, b: &Tree) -> Vec<String> {
+    let mut found = Vec::new();
+    files(a, b, &Rules::default(), &mut found);
+    found
+}
+
 fn files(a: &Tree, b: &Tree, rules: &Rules, found: &mut Vec<String>) {
     let paths: BTreeSet<&Vec<u8>> = a.keys().chain(b.keys()).collect();
     for path in paths {

@@ -6,6 +6,7 @@ pub(crate) mod case;
 pub(crate) mod compare;
 pub(crate) mod container;
 pub(crate) mod counted;
+pub(crate) mod disk;
 pub(crate) mod expected;
 pub(crate) mod home;
 pub(crate) mod host;
