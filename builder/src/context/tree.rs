@@ -345,12 +345,18 @@ pub(crate) fn fingerprint(mut file: &File, size: u64, xattrs: &Xattrs) -> std::i
     const SMALL: usize = 64 << 10;
     let mut hasher = blake3::Hasher::new();
     // A file that grows meanwhile is read to its end all the same; it's the caller who notices.
-    let mut buffer = vec![0; usize::try_from(size).unwrap_or(usize::MAX).clamp(1, 4 * SMALL)];
+    let mut buffer = vec![0; usize::try_from(size).unwrap_or(usize::MAX).clamp(1, 4 * SMALL - 1) + 1];
+    let mut total = 0;
     loop {
         match file.read(&mut buffer) {
             Ok(0) => break,
             Ok(n) => {
                 hasher.update(&buffer[..n]);
+                total += n as u64;
+                // There was room for more than it has.
+                if total == size && n < buffer.len() {
+                    break;
+                }
             }
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),

@@ -257,10 +257,10 @@ impl UpperWriter {
     pub fn create(&self, path: &ImagePath, attrs: &Attrs) -> Result<NewFile> {
         check_owner(path, attrs)?;
         let (dir, name) = self.place(path, attrs)?;
-        let file = match dir.create_file(name) {
+        let file = match dir.create_file_for(name, attrs.mode) {
             Err(e) if e.errno() == Some(Errno::EXIST) => {
                 self.clear(path)?;
-                dir.create_file(name)?
+                dir.create_file_for(name, attrs.mode)?
             }
             done => done?,
         };

@@ -13,8 +13,8 @@ const SMALL: u64 = 64 << 10;
 ///
 /// The count differs from `size` when the file changed meanwhile; the caller decides what that means.
 pub fn copy_file(from: &File, to: &File, size: u64, sparse: bool) -> io::Result<u64> {
-    if size <= SMALL {
-        return copy_reader(&mut &*from, to);
+    if size < SMALL {
+        return copy_small(from, to, size);
     }
     match rustix::fs::ioctl_ficlone(to, from) {
         Ok(()) => return rustix::fs::fstat(to).map(|s| s.st_size.unsigned_abs()).map_err(Into::into),
@@ -22,6 +22,18 @@ pub fn copy_file(from: &File, to: &File, size: u64, sparse: bool) -> io::Result<
         Err(e) => return Err(e.into()),
     }
     if sparse { copy_extents(from, to) } else { copy_range(from, to, 0, u64::MAX) }
+}
+
+/// Copies a file that most likely has the size it had: when one read with room for more gives exactly that, there is no more.
+fn copy_small(from: &File, mut to: &File, size: u64) -> io::Result<u64> {
+    // Never cleared: to fill 64 KiB with zeros takes as long as all the rest.
+    let mut buffer = Vec::with_capacity(SMALL as usize);
+    let n = rustix::io::retry_on_intr(|| rustix::io::read(from, rustix::buffer::spare_capacity(&mut buffer)))?;
+    to.write_all(&buffer)?;
+    if n as u64 == size && n > 0 {
+        return Ok(size);
+    }
+    Ok(n as u64 + copy_reader(&mut &*from, to)?)
 }
 
 /// Copies `from` to its end into `to`.

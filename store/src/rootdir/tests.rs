@@ -53,6 +53,52 @@ fn attributes_are_set_whatever_the_umask() {
 }
 
 #[test]
+fn a_file_of_another_size_than_was_said_is_copied_whole() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = RootDir::open(temp.path()).unwrap();
+    for (number, (has, said)) in [
+        (0, 0),
+        (0, 5),
+        (5, 0),
+        (5, 5),
+        (5, 4),
+        (5, 9),
+        (70_000, 5),
+        (65_536, 65_535),
+        (65_535, 65_535),
+        (70_000, 70_000),
+        (5, 70_000),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (from, to) = (format!("from{number}"), format!("to{number}"));
+        let content: Vec<u8> = (0..has).map(|at: u32| (at % 251) as u8).collect();
+        std::fs::write(temp.path().join(&from), &content).unwrap();
+        let into = root.create_file(to.as_bytes()).unwrap();
+        let copied = copy_file(&root.open_file(from.as_bytes()).unwrap(), &into, said, false).unwrap();
+        assert_eq!(copied, u64::from(has), "{has} said {said}");
+        assert_eq!(std::fs::read(temp.path().join(&to)).unwrap(), content, "{has} said {said}");
+    }
+}
+
+#[test]
+fn a_file_is_made_with_no_right_that_it_is_not_to_have() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = RootDir::open(temp.path()).unwrap();
+    for (number, mode) in [0o644, 0o600, 0o4755, 0o2711, 0o000, 0o222, 0o777].into_iter().enumerate() {
+        let name = format!("f{number}").into_bytes();
+        let file = root.create_file_for(&name, mode).unwrap();
+        let early = root.stat(&name).unwrap().unwrap().mode;
+        assert_eq!(early & !(mode & 0o777), 0, "{mode:o} began as {early:o}");
+        let now = root.stat(&name).unwrap().unwrap();
+        let attrs = Attrs { uid: now.uid, gid: now.gid, mode, mtime: Some(Timestamp::from_secs(7)), xattrs: Xattrs::new() };
+        root.set_attrs_of_file(&file, &name, &attrs).unwrap();
+        assert_eq!(Attrs::of(&root.stat(&name).unwrap().unwrap(), Xattrs::new()), attrs, "{mode:o}");
+    }
+}
+
+#[test]
 fn holes_stay_holes() {
     let temp = tempfile::tempdir().unwrap();
     let root = RootDir::open(temp.path()).unwrap();
