@@ -82,14 +82,13 @@ enum Inner<W: Write> {
 impl<W: Write> Encoder<W> {
     /// An encoder into `sink`. Bzip2 and xz can't be written (`Unsupported`).
     pub fn new(sink: W, compression: Compression, options: EncodeOptions) -> io::Result<Self> {
-        let threads = options.threads();
         let inner = match compression {
             Compression::None => Inner::None(sink),
-            Compression::Gzip => Inner::Gzip(gzip::Encoder::new(sink, options.gzip_level(), threads)?),
+            Compression::Gzip => Inner::Gzip(gzip::Encoder::new(sink, options.gzip_level(), options.threads())?),
             Compression::Zstd => {
                 let mut encoder = zstd::stream::write::Encoder::new(sink, options.level.unwrap_or(3))?;
                 // With no worker at all zstd gives other bytes than with any number of them.
-                encoder.multithread(u32::try_from(threads).unwrap_or(1).max(1))?;
+                encoder.multithread(u32::try_from(options.threads()).unwrap_or(1).max(1))?;
                 encoder.include_checksum(true)?;
                 Inner::Zstd(encoder)
             }

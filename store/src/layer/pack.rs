@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Read, Write};
 use std::sync::mpsc::{self, SyncSender};
+use std::thread::{Scope, ScopedJoinHandle};
 
 use kiln_oci::digest::{DiffId, Hasher};
 
@@ -143,7 +144,7 @@ pub enum PackedError {
     Compress(#[from] io::Error),
 }
 
-/// Packs `diff` and compresses it into `sink` in one pass. Hashing and compressing run on threads beside the one that reads; the
+/// Packs `diff` and compresses it into `sink` in one pass. Of a large layer, hashing and compressing run on threads beside the one that reads; the
 /// sink (which hashes what it gets if anyone needs that digest) is written to on the caller's.
 pub fn pack_compressed(
     diff: &RootDir,
@@ -168,23 +169,15 @@ pub fn pack_compressed(
     hashed(diff, Encoder::new(nowhere, Compression::None, encode)?, options)
 }
 
-/// Packs and compresses with a thread beside that hashes.
+/// Packs and compresses, and hashes; what is large with a thread beside that does.
 fn hashed(diff: &RootDir, encoder: Encoder<&mut dyn Write>, options: &PackOptions) -> Result<Packed, PackedError> {
     std::thread::scope(|scope| {
-        let (send, receive) = mpsc::sync_channel::<Vec<u8>>(4);
-        let hash = scope.spawn(move || {
-            let mut hasher = Hasher::new();
-            while let Ok(piece) = receive.recv() {
-                hasher.update(&piece);
-            }
-            DiffId::new(hasher.finish())
-        });
-        let mut tee = Tee { sink: encoder, crc: crc32fast::Hasher::new(), hash: Some(send) };
+        let mut tee = Tee { sink: encoder, crc: crc32fast::Hasher::new(), hash: Some(Hash::Here(Box::default(), scope)) };
         let stats = pack(diff, &mut tee, options)?;
-        let Tee { sink, crc, hash: send } = tee;
-        drop(send);
+        let Tee { sink, crc, hash } = tee;
+        let hash = hash.map(Hash::close);
         sink.finish()?;
-        let diff_id = hash.join().map_err(|_| io::Error::other("the hashing thread ended unexpectedly"))?;
+        let diff_id = hash.map_or_else(|| Err(ended()), Hash::finish)?;
         Ok(Packed { tar: KnownTar { diff_id, size: stats.tar_size, crc: Some(crc.finalize()) }, stats })
     })
 }
@@ -202,19 +195,76 @@ pub fn pack_estargz(
     Ok((made, stats))
 }
 
-/// Checks what's written, and hands a copy of it to the hashing thread. The writes are those of `pack`'s buffer, so they're large.
-struct Tee<W> {
+/// A layer up to this size is hashed before a thread for that would have begun.
+const SMALL: u64 = 512 << 10;
+
+/// Checks what's written, and hashes it. The writes are those of `pack`'s buffer, so they're large.
+struct Tee<'scope, 'env, W> {
     sink: W,
     crc: crc32fast::Hasher,
-    hash: Option<SyncSender<Vec<u8>>>,
+    hash: Option<Hash<'scope, 'env>>,
 }
 
-impl<W: Write> Write for Tee<W> {
+/// Where the hashing is done.
+enum Hash<'scope, 'env> {
+    /// With the bytes so far, and where a thread can be begun.
+    Here(Box<(Hasher, u64)>, &'scope Scope<'scope, 'env>),
+    Beside(SyncSender<Vec<u8>>, ScopedJoinHandle<'scope, Hasher>),
+    /// There is no more to come.
+    Closed(ScopedJoinHandle<'scope, Hasher>),
+}
+
+impl Hash<'_, '_> {
+    fn update(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Self::Here(here, scope) = self {
+            if here.1 < SMALL {
+                here.0.update(bytes);
+                here.1 += bytes.len() as u64;
+                return Ok(());
+            }
+            let mut hasher = std::mem::take(&mut here.0);
+            let (send, receive) = mpsc::sync_channel::<Vec<u8>>(4);
+            let thread = scope.spawn(move || {
+                while let Ok(piece) = receive.recv() {
+                    hasher.update(&piece);
+                }
+                hasher
+            });
+            *self = Self::Beside(send, thread);
+        }
+        match self {
+            Self::Beside(send, _) => send.send(bytes.to_vec()).map_err(|_| ended()),
+            _ => Err(ended()),
+        }
+    }
+
+    fn close(self) -> Self {
+        match self {
+            Self::Beside(_, thread) => Self::Closed(thread),
+            other => other,
+        }
+    }
+
+    fn finish(self) -> io::Result<DiffId> {
+        let hasher = match self.close() {
+            Self::Here(here, _) => here.0,
+            Self::Closed(thread) => thread.join().map_err(|_| ended())?,
+            Self::Beside(..) => return Err(ended()),
+        };
+        Ok(DiffId::new(hasher.finish()))
+    }
+}
+
+fn ended() -> io::Error {
+    io::Error::other("the hashing thread ended unexpectedly")
+}
+
+impl<W: Write> Write for Tee<'_, '_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = self.sink.write(bytes)?;
         self.crc.update(&bytes[..taken]);
-        if let Some(hash) = &self.hash {
-            hash.send(bytes[..taken].to_vec()).map_err(|_| io::Error::other("the hashing thread ended unexpectedly"))?;
+        if let Some(hash) = &mut self.hash {
+            hash.update(&bytes[..taken])?;
         }
         Ok(taken)
     }
