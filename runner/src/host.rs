@@ -56,6 +56,8 @@ pub struct Host {
     pub(crate) mount_points: Option<PathBuf>,
     /// kiln's own program, through a mount that nobody can write to (CVE-2019-5736).
     pub(crate) program: Option<Arc<OwnedFd>>,
+    /// Whether commands get the huge pages that this process does without ([`Entered::huge_pages`]).
+    pub(crate) huge_pages: bool,
 }
 
 /// Where the command's `/proc` or `/sys` comes from.
@@ -116,6 +118,7 @@ impl Host {
             group: usable.then(cgroup::find).flatten(),
             mount_points: None,
             program: usable.then(sealed_program).flatten().map(Arc::new),
+            huge_pages: entered.huge_pages,
         }
     }
 }

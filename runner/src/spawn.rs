@@ -81,7 +81,12 @@ fn run_here(
 ) -> Result<Outcome, RunError> {
     let group = Group::make(host.group.as_ref(), spec.pids, &spec.group)?;
     let window = streams::window().filter(|_| matches!(spec.streams, Streams::Terminal { .. }));
-    let assignment = Assignment { plan, group: group.places(), window: window.map(|size| (size.ws_row, size.ws_col)) };
+    let assignment = Assignment {
+        plan,
+        group: group.places(),
+        window: window.map(|size| (size.ws_row, size.ws_col)),
+        huge_pages: host.huge_pages,
+    };
     let (joint, handed) = Joint::new(spec.streams).map_err(RunError::Supervisor)?;
     let mut supervisor = Supervisor::start(host, joint, handed).map_err(RunError::Supervisor)?;
     let mut said = Said::default();

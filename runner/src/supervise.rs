@@ -38,6 +38,8 @@ pub(crate) struct Assignment {
     pub(crate) group: Vec<GroupPlace>,
     /// Rows and columns of the command's terminal.
     pub(crate) window: Option<(u16, u16)>,
+    /// Whether the command is to have huge pages, unlike kiln.
+    pub(crate) huge_pages: bool,
 }
 
 /// Where the command's process joins its control group.
@@ -86,7 +88,12 @@ fn try_supervise() -> io::Result<()> {
     let host_proc = open_directory(rustix::fs::CWD, "/proc".as_ref())?;
     let mut descriptors = Vec::new();
     let mut incoming = Incoming { socket: &kiln, descriptors: &mut descriptors };
-    let Some(Assignment { plan, group, window }) = wire::receive::<Assignment>(&mut incoming)? else { return Ok(()) };
+    let Some(assignment) = wire::receive::<Assignment>(&mut incoming)? else { return Ok(()) };
+    let Assignment { plan, group, window, huge_pages } = assignment;
+    if huge_pages {
+        // Inherited from kiln, and by the command from here.
+        let _ = rustix::thread::disable_transparent_huge_pages(false);
+    }
     // Had kiln died before the first line above, no signal would come; but then its end of the socket is closed.
     if has_hung_up(&kiln)? {
         return Ok(());

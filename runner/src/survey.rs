@@ -192,6 +192,7 @@ mod tests {
             capabilities: 0,
             most_namespaces: None,
             refused: Vec::new(),
+            huge_pages: true,
         };
         let ground = Ground {
             snapshots: Snapshots::Overlay,
@@ -217,6 +218,7 @@ mod tests {
             group: None,
             mount_points: None,
             program: None,
+            huge_pages: true,
         };
         (entered, ground, host)
     }

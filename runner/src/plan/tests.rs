@@ -31,6 +31,7 @@ fn root_host() -> Host {
         group: None,
         mount_points: None,
         program: None,
+        huge_pages: true,
     }
 }
 
