@@ -24,6 +24,7 @@ use crate::epoch;
 use crate::error::{Error, StepError};
 use crate::export::assemble::Built;
 use crate::export::daemon;
+use crate::export::early::Wish;
 use crate::export::form::Form;
 use crate::export::layout::{self, Layouts};
 use crate::export::verify::verify_layers;
@@ -132,6 +133,7 @@ pub(crate) fn build_with<T>(
     let shared = SharedCaches::open(engine, &request.caches, form)?;
     let outcome = std::thread::scope(|scope| {
         let _closing = shared.start(scope, engine);
+        let _packing = engine.early.start(scope, engine, Wish::of(&request.outputs, !request.attestations.is_empty()));
         let outcome = loop {
             match attempt(engine, request, &shared, &finish) {
                 // The steps of which a cache promised the results are done here after all.
@@ -198,6 +200,7 @@ fn attempt<T>(
     };
     engine.mounts.offer(engine, &request.caches)?;
     let built = plan.build_all()?;
+    engine.early.leave_the_rest();
     for cause in contexts.opened().filter_map(|context| context.save_memo().err()) {
         engine.events.warn(format!("what the context's files say could not be remembered: {cause}"));
     }

@@ -9,6 +9,7 @@ use kiln_store::{LayerId, Ownership, Prepared, Store, TreeForm, Trees};
 
 use crate::error::Error;
 use crate::event::Events;
+use crate::export::early::Early;
 use crate::remote_cache::backend::Places;
 use crate::remote_cache::mounts::TravellingMounts;
 
@@ -29,6 +30,8 @@ pub struct Engine {
     pub places: Places,
     /// Cache mounts that travel.
     pub mounts: TravellingMounts,
+    /// Layers that are packed while steps still run.
+    pub(crate) early: Early,
     entered: Entered,
     ground: Ground,
     host: OnceLock<Host>,
@@ -52,6 +55,7 @@ impl Engine {
             remote,
             places: Places::default(),
             mounts: TravellingMounts::default(),
+            early: Early::default(),
             entered,
             ground,
             host: OnceLock::new(),

@@ -4,6 +4,7 @@ pub mod archive;
 pub mod assemble;
 pub mod daemon;
 pub(crate) mod destination;
+pub(crate) mod early;
 pub(crate) mod files;
 pub(crate) mod folder;
 pub mod form;

@@ -32,6 +32,7 @@ use crate::ops::exec::{Remains, Shown};
 use crate::ops::failed::{FailedStep, OnFailure};
 use crate::ops::file::SourceTree;
 use crate::ops::git::{self, GitEnvironment, Origin};
+use crate::ops::settle::settle;
 use crate::ops::{Fetched, exec, file, http, source};
 use crate::pins::Pins;
 use crate::remote_cache::import::step_record;
@@ -268,6 +269,9 @@ fn run_all(
                 Err(panic) => std::panic::resume_unwind(panic),
                 Ok(Ok(solved)) => {
                     work.shared.done(solved.layer.as_ref(), in_result[id.0]);
+                    if let Some(layer) = solved.layer.as_ref().filter(|_| in_result[id.0]) {
+                        engine.early.offer(layer);
+                    }
                     let _ = results[id.0].set(solved);
                     schedule.done(id);
                 }
@@ -632,9 +636,9 @@ impl Step<'_> {
         done?;
         prepared.collect()?;
         let upper = engine.store.tree(&prepared.upper)?;
-        let diff =
-            crate::ops::settle::settle(&upper, &engine.store.view(&prepared.lowers)?, since, engine.store.form().whiteouts)?;
-        let identity = Identity::layer(parent.identity, diff);
+        let settled = settle(&upper, &engine.store.view(&prepared.lowers)?, since, engine.store.form().whiteouts)?;
+        engine.early.wrote(settled.bytes);
+        let identity = Identity::layer(parent.identity, settled.fingerprint);
         prepared.created = Some(self.work.now.to_owned());
         let layer = prepared.commit()?;
         Ok(Solved { layer: Some(layer), identity })
@@ -666,17 +670,18 @@ impl Step<'_> {
         // What --link makes doesn't depend on what it lands on, not even on symbolic links there.
         let layer = self.change(op.parent.is_none() || op.link, parent, task, |view, upper| {
             let mut warn = |text: String| task.warn(text);
-            match op.from {
+            let copied = match op.from {
                 CopyFrom::Context(context) => {
                     let tree = SourceTree::Context(self.work.contexts.get(context)?);
-                    file::copy(op, &tree, view, upper, &definition.fetched, self.work.clock, &mut warn)?;
+                    file::copy(op, &tree, view, upper, &definition.fetched, self.work.clock, &mut warn)?
                 }
                 CopyFrom::Vertex(input) => {
                     let source = self.view(self.input(input).layer.as_ref(), task)?;
                     let tree = SourceTree::View(&source);
-                    file::copy(op, &tree, view, upper, &definition.fetched, self.work.clock, &mut warn)?;
+                    file::copy(op, &tree, view, upper, &definition.fetched, self.work.clock, &mut warn)?
                 }
-            }
+            };
+            self.work.engine.early.wrote(copied.on_disk());
             Ok(())
         })?;
         Ok(Solved { layer: Some(layer), identity: Identity::of_key(key) })

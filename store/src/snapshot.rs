@@ -452,6 +452,14 @@ impl<'a> Layers<'a> {
         Ok(closed)
     }
 
+    /// Whether all of the layers that are unpacked outlive a crash of the machine as they are.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn are_durable(&self, layers: &[LayerId]) -> Result<bool> {
+        Ok(self.unmarked(layers)?.is_empty())
+    }
+
     /// Those of `layers` whose tree is there and has no durable mark.
     pub(crate) fn unmarked(&self, layers: &[LayerId]) -> Result<Vec<LayerId>> {
         let mut unmarked = Vec::new();

@@ -254,8 +254,9 @@ fn join(
 
 /// Does `work` while what new layers hold gets to the disk, where it has to be before the image has a name.
 fn while_syncing<T>(engine: &Engine, layers: &[LayerRecord], work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    let ids: Vec<_> = layers.iter().map(|layer| layer.id.clone()).collect();
+    let is_new = !engine.store.layers().are_durable(&ids)?;
     std::thread::scope(|scope| {
-        let is_new = layers.iter().any(|layer| layer.diff_id.is_none());
         let early = is_new.then(|| scope.spawn(|| engine.store.barrier()));
         let done = work();
         // The kernel tells of a failed write only once, so this answer counts.

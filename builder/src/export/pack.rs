@@ -33,11 +33,19 @@ fn diff_id(engine: &Engine, layer: &LayerRecord) -> Result<DiffId, Error> {
     if let Some(diff_id) = layer.diff_id {
         return Ok(diff_id);
     }
+    engine.early.wait_for(&layer.id);
+    match engine.store.layers().get(&layer.id)?.and_then(|now| now.diff_id) {
+        Some(diff_id) => Ok(diff_id),
+        None => new_diff_id(engine, layer),
+    }
+}
+
+/// The digest of the tar of a layer that was built here, which nobody has asked for yet. The tar itself goes nowhere.
+pub(crate) fn new_diff_id(engine: &Engine, layer: &LayerRecord) -> Result<DiffId, Error> {
     engine.check()?;
-    // Hashed on a thread beside the one that reads; the tar itself goes nowhere.
     let diff = open_diff(engine, layer)?;
-    let made =
-        pack_compressed(&diff, &mut std::io::sink(), Compression::None, EncodeOptions::default(), &engine.store.packing())?;
+    let mut nowhere = Wanting { inner: std::io::sink(), engine };
+    let made = pack_compressed(&diff, &mut nowhere, Compression::None, EncodeOptions::default(), &engine.store.packing())?;
     engine.store.layers().set_packed(&layer.id, made.tar, None)?;
     Ok(made.tar.diff_id)
 }
@@ -211,8 +219,28 @@ struct Made {
     toc: Option<Digest>,
 }
 
+/// Stops when nobody wants what is written.
+struct Wanting<'a, W> {
+    inner: W,
+    engine: &'a Engine,
+}
+
+impl<W: std::io::Write> std::io::Write for Wanting<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self.engine.early.is_given_up() {
+            true => Err(std::io::Error::other("the build is over")),
+            false => self.inner.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
+
 fn of_tree(engine: &Engine, layer: &LayerRecord, form: &Form, writer: &mut BlobWriter) -> Result<Made, Error> {
     let diff = open_diff(engine, layer)?;
+    let writer = &mut Wanting { inner: writer, engine };
     let known = if form.keeps_the_tar() { layer.known_tar() } else { None };
     let options = PackOptions { latest_mtime: form.epoch, known, ..engine.store.packing() };
     if form.kind == CompressionKind::Estargz {

@@ -7,6 +7,10 @@ use kiln_store::layer::xattr::{is_portable, portable};
 use kiln_store::rootdir::{FsError, Kind, Meta, RootDir, Timestamp};
 use kiln_store::view::{Node, View, ViewError};
 use rayon::prelude::*;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a file takes on a disk besides what it holds, about.
+const BLOCK: u64 = 4096;
 
 /// Drops from the overlay directory `upper`, which a command wrote over `parent`, what is no change, and answers the
 /// fingerprint of the rest: for each path its type, mode, owner, device numbers, link target, extended attributes (whiteouts
@@ -26,15 +30,26 @@ use rayon::prelude::*;
 ///
 /// # Errors
 /// What the file system answers.
-pub fn settle(upper: &RootDir, parent: &View, since: Timestamp, style: WhiteoutStyle) -> Result<[u8; 32], ViewError> {
+pub fn settle(upper: &RootDir, parent: &View, since: Timestamp, style: WhiteoutStyle) -> Result<Settled, ViewError> {
     let mut hasher = blake3::Hasher::new();
-    Settle { since, style }.directory(upper, &upper.meta()?, parent.root()?, &mut hasher)?;
-    Ok(*hasher.finalize().as_bytes())
+    let settle = Settle { since, style, bytes: AtomicU64::new(0) };
+    settle.directory(upper, &upper.meta()?, parent.root()?, &mut hasher)?;
+    Ok(Settled { fingerprint: *hasher.finalize().as_bytes(), bytes: settle.bytes.into_inner() })
+}
+
+/// What a RUN left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settled {
+    /// What is in it.
+    pub fingerprint: [u8; 32],
+    /// About how much.
+    pub bytes: u64,
 }
 
 struct Settle {
     since: Timestamp,
     style: WhiteoutStyle,
+    bytes: AtomicU64,
 }
 
 impl Settle {
@@ -108,6 +123,7 @@ impl Settle {
                 return Ok(None);
             }
             node(dir, name, &meta, &mut hasher)?;
+            self.bytes.fetch_add(meta.size.saturating_add(BLOCK), Ordering::Relaxed);
         }
         Ok(Some(*hasher.finalize().as_bytes()))
     }

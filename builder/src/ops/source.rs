@@ -195,9 +195,10 @@ fn try_unpack(engine: &Engine, layer: &LayerRecord, base: &BaseLayer, task: &Tas
     // The digest of the tar is proved below, so there is no need to prove that of the blob once more.
     let blob = engine.store.blobs().open_sized(&base.blob.digest, base.blob.size)?;
     let parent = engine.store.view(&prepared.lowers)?;
-    unpack_blob(blob, base.diff_id, &engine.store.tree(&prepared.upper)?, &parent, &engine.store.unpacking())
+    let unpacked = unpack_blob(blob, base.diff_id, &engine.store.tree(&prepared.upper)?, &parent, &engine.store.unpacking())
         .map_err(|cause| unpacking(base, cause))?;
     prepared.commit()?;
+    engine.early.wrote(unpacked.bytes);
     task.status_done(&name, 0, None);
     Ok(())
 }

@@ -65,3 +65,21 @@ fn what_a_run_leaves_as_it_was_is_in_no_layer() {
     let replaced = last_layer(&format!("{base}RUN cp -a /t/d /t/e && rm -r /t/d && mv /t/e /t/d\n"));
     assert_eq!(replaced, ["t", "t/d", "t/d/.wh..wh..opq", "t/d/a", "t/d/l"]);
 }
+
+/// A layer is complete long before the build is: its digest is known while the steps after it run, also when one of them fails.
+#[test]
+fn a_layer_is_packed_while_later_steps_run() {
+    let home = Home::new();
+    let context = home.context(
+        "c",
+        "FROM busybox\nCOPY f /\nRUN i=0; while [ ! -e /no ] && [ $i -lt 40 ]; do sleep 0.1; i=$((i+1)); done; false\n",
+    );
+    home.write("c/f", "f");
+    home.run(["build", context.to_str().unwrap()]).fails(1);
+    let layers = home.store().join("layers");
+    let built = std::fs::read_dir(layers).unwrap().map(|entry| entry.unwrap().path());
+    let built: Vec<_> = built.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with('n')).collect();
+    assert_eq!(built.len(), 1, "{built:?}");
+    let facts = std::fs::read_to_string(built[0].join("facts.json")).unwrap();
+    assert!(facts.contains("\"diff_id\":\"sha256:"), "{facts}");
+}

@@ -468,6 +468,12 @@ impl Item<'_> {
 }
 
 impl CopyStats {
+    /// About what it takes on a disk.
+    pub(crate) fn on_disk(&self) -> u64 {
+        const BLOCK: u64 = 4096;
+        self.bytes.saturating_add(self.files.saturating_add(self.dirs).saturating_mul(BLOCK))
+    }
+
     fn add(&mut self, other: CopyStats) {
         self.files += other.files;
         self.dirs += other.dirs;
