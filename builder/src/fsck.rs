@@ -72,7 +72,11 @@ pub fn repair(engine: &Engine) -> Result<Repair, Error> {
 
 fn repair_in(engine: &Engine, findings: &[Finding], task: &Task) -> Result<Vec<String>, Error> {
     let mut done = fetch(engine, findings, task)?;
-    done.extend(describe_layers(engine, findings)?);
+    let broken = findings.iter().filter_map(|finding| match &finding.object {
+        Object::Layer(id, Part::Record) if id.chain_id().is_some() => Some(id.clone()),
+        _ => None,
+    });
+    done.extend(describe_layers(engine, &broken.collect())?);
     engine.check()?;
     done.extend(engine.store.fsck().mend(findings)?);
     Ok(done)
@@ -149,14 +153,7 @@ fn documents(engine: &Engine, name: &Reference, image: &ImageRecord, wanted: &BT
 }
 
 /// Writes the records of layers of images anew from what the manifests and configurations in the store say.
-fn describe_layers(engine: &Engine, findings: &[Finding]) -> Result<Vec<String>, Error> {
-    let broken: BTreeSet<&LayerId> = findings
-        .iter()
-        .filter_map(|finding| match &finding.object {
-            Object::Layer(id, Part::Record) if id.chain_id().is_some() => Some(id),
-            _ => None,
-        })
-        .collect();
+pub(crate) fn describe_layers(engine: &Engine, broken: &BTreeSet<LayerId>) -> Result<Vec<String>, Error> {
     let mut done = Vec::new();
     if broken.is_empty() {
         return Ok(done);

@@ -361,9 +361,21 @@ pub(crate) fn push_layer(
     blob: &Descriptor,
     task: &Task,
 ) -> Result<(), Error> {
-    lend(engine, layer, blob, task, |sources, open, progress| {
-        Ok(client.push_blob_from(repository, blob, sources, open, progress)?)
-    })
+    let send = || {
+        lend(engine, layer, blob, task, |sources, open, progress| {
+            Ok(client.push_blob_from(repository, blob, sources, open, progress)?)
+        })
+    };
+    let Err(error) = send() else { return Ok(()) };
+    engine.check()?;
+    // The registry is who proves what is sent. What is damaged here would be refused for ever.
+    let is_refused = matches!(&error, Error::Registry(cause) if !cause.is_temporary());
+    if !is_refused || !engine.store.fsck().drop_damaged(&blob.digest)? {
+        return Err(error);
+    }
+    task.warn(format!("the blob {} was damaged in the store and was removed", blob.digest));
+    // That of a base is fetched once more; what was packed here is packed again by the next export.
+    if is_own(layer, blob) { send() } else { Err(error) }
 }
 
 /// Lends the blob of a layer to `send`, which may find that it is there already: it is told which repositories have the blob, how

@@ -82,6 +82,20 @@ impl<'a> Blobs<'a> {
         Ok(VerifiedReader { store: self.store.clone(), file, digest: *digest, hasher: Some(Hasher::new()) })
     }
 
+    /// Reads the blob to its end and opens it, for whoever reads it in a way of its own.
+    ///
+    /// # Errors
+    /// Those of [`Blobs::open_sized`]; [`Error::BlobCorrupt`] when the bytes are not those of the digest.
+    pub fn open_proven(&self, digest: &Digest, size: u64) -> Result<File> {
+        let path = self.store.layout().blob(digest);
+        let read = io::copy(&mut self.reader(digest, size)?, &mut io::sink());
+        match read.map_err(|error| error.downcast::<Error>()) {
+            Ok(_) => self.open_sized(digest, size),
+            Err(Ok(damage)) => Err(damage),
+            Err(Err(error)) => Err(Error::io("read", &path)(error)),
+        }
+    }
+
     /// All bytes of a small blob, verified.
     ///
     /// # Errors

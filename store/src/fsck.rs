@@ -176,15 +176,16 @@ impl<'a> Fsck<'a> {
         Ok(blobs::present(self.store)?.into_iter().collect())
     }
 
-    /// Takes the file of a blob away if it is damaged.
+    /// Takes the file of a blob away if it is damaged; says whether it was.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
-    pub fn drop_damaged(&self, digest: &Digest) -> Result<()> {
-        match blobs::damage(self.store, digest) {
-            Some(_) => self.store.blobs().discard(digest),
-            None => Ok(()),
+    pub fn drop_damaged(&self, digest: &Digest) -> Result<bool> {
+        let damage = blobs::damage(self.store, digest);
+        if damage.is_some() {
+            self.store.blobs().discard(digest)?;
         }
+        Ok(damage.is_some())
     }
 
     /// Takes away what is broken in `findings`, and what is of no use without it; answers what was done. An image name goes only if

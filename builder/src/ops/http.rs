@@ -121,7 +121,8 @@ impl Fetched {
     /// # Errors
     /// What the store answers.
     pub fn open(&self) -> Result<File, kiln_store::Error> {
-        self.store.blobs().open(&self.digest)
+        // Once it is in a layer, nobody can tell any more what it should have been.
+        self.store.blobs().open_proven(&self.digest, self.size)
     }
 }
 

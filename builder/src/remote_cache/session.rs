@@ -1,7 +1,7 @@
 //! Hides what one build has to do with shared caches: where its steps come from, where they go, and which layers turned out to be
 //! gone.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use super::seal::SigningKey;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::export::form::Form;
+use crate::fsck::describe_layers;
 
 /// The shared caches of a build.
 #[derive(Debug)]
@@ -104,6 +105,14 @@ impl SharedCaches {
     pub(crate) fn lose(&self, engine: &Engine, error: &Error) -> bool {
         let Some(layer) = lost_layer(error) else { return false };
         *lock(&self.told) = Told::default();
+        // A layer of an image is no step's, but what the image says of it may still be here.
+        if layer.chain_id().is_some()
+            && !matches!(error, Error::CachedLayerLost { .. })
+            && describe_layers(engine, &BTreeSet::from([layer.clone()])).is_ok_and(|done| !done.is_empty())
+        {
+            engine.events.warn(format!("the record of layer {layer} was damaged in the store and is written anew"));
+            return true;
+        }
         let is_new = lock(&self.lost).insert(layer.clone());
         if is_new {
             engine.events.warn(format!("{}; what needs it is built again", causes(error)));

@@ -1,6 +1,7 @@
 //! A store whose files a disk damaged: all damage is found, what stands on it is named, and after a repair everything is there
 //! again, the same to the byte.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
@@ -49,13 +50,17 @@ impl Lab {
         lab.home.run(["pull", "busybox"]).ok();
         lab.home.run(["save", "-o", "app.tar", "app:1"]).ok();
         lab.images = lab.inspected();
+        lab.home.run(["du"]).ok();
         lab.home.run(["fsck"]).ok();
         lab
     }
 
+    fn build_args(&self) -> [&str; 6] {
+        ["build", "--build-arg", "SOURCE_DATE_EPOCH=1000000000", "-t", "app:1", self.context.to_str().unwrap()]
+    }
+
     fn build(&self) {
-        let args = ["build", "--build-arg", "SOURCE_DATE_EPOCH=1000000000", "-t", "app:1", self.context.to_str().unwrap()];
-        self.home.run(args).ok();
+        self.home.run(self.build_args()).ok();
     }
 
     fn inspected(&self) -> Vec<serde_json::Value> {
@@ -141,7 +146,7 @@ impl Sort {
 
 /// All that can be damaged, by sort.
 fn everything(store: &Path) -> Vec<(Sort, Vec<PathBuf>)> {
-    let mut found: std::collections::BTreeMap<Sort, Vec<PathBuf>> = std::collections::BTreeMap::new();
+    let mut found: BTreeMap<Sort, Vec<PathBuf>> = BTreeMap::new();
     let mut todo = vec![store.to_owned()];
     while let Some(next) = todo.pop() {
         for entry in fs::read_dir(next).unwrap() {
@@ -256,9 +261,61 @@ fn whiteout(meta: &fs::Metadata) -> bool {
     meta.file_type().is_char_device()
 }
 
-fn count() -> usize {
+/// How many corruptions are asked for: so many in the long form, else the few of every day.
+fn wanted(full: usize, usual: usize) -> usize {
     let asked = std::env::var("KILN_TEST_CORRUPTIONS").ok().and_then(|text| text.parse().ok());
-    asked.unwrap_or(if std::env::var_os("KILN_TEST_FULL").is_some() { 1000 } else { 36 })
+    asked.unwrap_or(if std::env::var_os("KILN_TEST_FULL").is_some() { full } else { usual })
+}
+
+/// Damages that can be told from one another when they are found.
+#[derive(Default)]
+struct Batch {
+    /// What `kiln fsck` calls them.
+    objects: BTreeSet<String>,
+    layers: BTreeSet<String>,
+    /// A layer that an image brought is proved by its blob, and those above by it: one such thing at a time.
+    has_base: bool,
+    /// That a blob is missing is told by what names it, so these two don't go together.
+    has_blob: bool,
+    has_witness: bool,
+    words: String,
+}
+
+impl Batch {
+    /// What the file is a part of, if nothing of that is damaged yet.
+    fn object(&mut self, store: &Path, sort: Sort, path: &Path) -> Option<String> {
+        let below = path.strip_prefix(store).unwrap().to_str()?;
+        let parts: Vec<&str> = below.split('/').collect();
+        let of_layer = |part: &str| format!("{part} of layer {}", parts[1]);
+        let object = match sort {
+            Sort::Blob => format!("blob sha256:{}", parts[2]),
+            Sort::Record => of_layer("record"),
+            Sort::Facts => of_layer("facts"),
+            Sort::Mark => of_layer("mark"),
+            Sort::Usage => of_layer("usage"),
+            Sort::InTree | Sort::Owners => of_layer("tree"),
+            Sort::CacheRecord => format!("cache record {}{}", parts[1], parts[2]),
+            Sort::Image => "image name ".to_owned(),
+            Sort::Memo => format!("memo {}", path.display()),
+            Sort::Mount => format!("cache mount {}", path.display()),
+            Sort::Version => return self.objects.is_empty().then(|| "store format".to_owned()),
+        };
+        let is_witness = matches!(sort, Sort::Image | Sort::CacheRecord | Sort::Facts | Sort::Record | Sort::Mark);
+        if (is_witness && self.has_blob) || (sort == Sort::Blob && self.has_witness) {
+            return None;
+        }
+        self.has_blob |= sort == Sort::Blob;
+        self.has_witness |= is_witness;
+        let is_free = match sort {
+            Sort::Blob => !std::mem::replace(&mut self.has_base, true),
+            _ if parts[0] != "layers" => !self.objects.contains(&object),
+            _ if matches!(sort, Sort::Facts | Sort::Usage) || parts[1].starts_with('n') => {
+                self.layers.insert(parts[1].to_owned())
+            }
+            _ => !std::mem::replace(&mut self.has_base, true) && self.layers.insert(parts[1].to_owned()),
+        };
+        is_free.then_some(object)
+    }
 }
 
 /// Everything that a disk can do to any file of the store is found, and after a repair the same build gives the same image.
@@ -266,25 +323,83 @@ fn count() -> usize {
 fn every_corruption_is_found_and_mended() {
     let Some(home) = Home::in_mode("every_corruption_is_found_and_mended") else { return };
     let lab = Lab::new(home);
-    let seed = std::env::var("KILN_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0x5eed_f00d);
-    let mut dice = Dice(seed);
+    let (seed, mut dice) = dice();
     fs::rename(lab.home.store(), lab.home.path("good")).unwrap();
-    let mut done: std::collections::BTreeMap<Sort, usize> = std::collections::BTreeMap::new();
-    let mut round = 0;
-    while round < count() {
+    let mut done: BTreeMap<Sort, usize> = BTreeMap::new();
+    let (mut count, mut round) = (0, 0);
+    while count < wanted(1000, 36) {
         lab.copy_of_store("good", "store");
         let store = trees_of(&lab.home.store());
         let sorts = everything(&store);
-        let (sort, paths) = &sorts[if round < sorts.len() { round } else { dice.below(sorts.len()) }];
+        let mut batch = Batch::default();
+        for pick in 0..8 {
+            let (sort, paths) = &sorts[if pick == 0 { round % sorts.len() } else { dice.below(sorts.len()) }];
+            let path = dice.one(paths);
+            if (pick > 0 && *sort == Sort::Version)
+                || batch.objects.contains("store format")
+                || !path.exists() && !path.is_symlink()
+            {
+                continue;
+            }
+            let Some(object) = batch.object(&store, *sort, path) else { continue };
+            let Some(what) = damage(&mut dice, *sort, path) else { continue };
+            batch.words.push_str(&format!("{} ({object}): {what}\n", path.display()));
+            batch.objects.insert(object);
+            *done.entry(*sort).or_default() += 1;
+            count += 1;
+        }
+        round += 1;
+        if !batch.objects.is_empty() {
+            check_round(&lab, &batch.objects, &format!("round {round} (seed {seed}):\n{}", batch.words));
+        }
+    }
+    println!("{count} corruptions in {round} rounds, all found and mended: {done:?}");
+    lab.home.left_nothing();
+}
+
+/// Who doesn't look for damage meets it: then it is healed, or it is an error; never another image.
+#[test]
+fn a_damaged_store_never_gives_another_image() {
+    let Some(home) = Home::in_mode("a_damaged_store_never_gives_another_image") else { return };
+    let lab = Lab::new(home);
+    let (seed, mut dice) = dice();
+    fs::rename(lab.home.store(), lab.home.path("good")).unwrap();
+    let (mut round, mut refused) = (0, 0);
+    while round < wanted(300, 12) {
+        lab.copy_of_store("good", "store");
+        let store = trees_of(&lab.home.store());
+        // A tree is proved by who asks for it, with `--verify-layers` or `kiln fsck`.
+        let sorts: Vec<_> = everything(&store).into_iter().filter(|(sort, _)| *sort != Sort::InTree).collect();
+        let (sort, paths) = &sorts[round % sorts.len()];
         let path = dice.one(paths);
         let Some(what) = damage(&mut dice, *sort, path) else { continue };
-        let what = format!("round {round} (seed {seed}): {sort:?} {}: {what}", path.display());
-        check_round(&lab, &what);
-        *done.entry(*sort).or_default() += 1;
+        let what = format!("round {round} (seed {seed}): {}: {what}", path.display());
         round += 1;
+        let build = lab.home.run(lab.build_args());
+        let _ = fs::remove_file(lab.home.path("again.tar"));
+        let save = lab.home.run(["save", "-o", "again.tar", "app:1"]);
+        for outcome in [&build, &save] {
+            let code = outcome.status.code();
+            assert!(code.is_some_and(|code| code != 70 && code < 128), "{what}\n{}", outcome.stderr);
+        }
+        if !save.status.success() {
+            refused += 1;
+            assert!(!lab.home.path("again.tar").exists(), "{what}: half an archive");
+        } else {
+            let (first, again) = (fs::read(lab.home.path("app.tar")).unwrap(), fs::read(lab.home.path("again.tar")).unwrap());
+            assert!(first == again, "{what}: another archive\n{}{}", build.stderr, save.stderr);
+        }
+        // What can be made again is made again without being asked.
+        if matches!(sort, Sort::Record | Sort::Facts | Sort::Mark | Sort::CacheRecord | Sort::Memo | Sort::Usage | Sort::Mount) {
+            assert!(build.status.success() && save.status.success(), "{what}\n{}{}", build.stderr, save.stderr);
+        }
     }
-    println!("{round} corruptions: all found and mended: {done:?}");
-    lab.home.left_nothing();
+    println!("{round} stores with damage used: {refused} archives refused, no other image");
+}
+
+fn dice() -> (u64, Dice) {
+    let seed = std::env::var("KILN_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0x5eed_f00d);
+    (seed, Dice(seed))
 }
 
 /// The folder of the one store that is used.
@@ -294,14 +409,16 @@ fn trees_of(root: &Path) -> PathBuf {
 }
 
 #[track_caller]
-fn check_round(lab: &Lab, what: &str) {
+fn check_round(lab: &Lab, objects: &BTreeSet<String>, what: &str) {
     let found = lab.home.run(["fsck"]);
     if found.stderr.contains("has format") {
         // A bit can make a newer store of it, which nobody touches.
         return;
     }
     assert_eq!(found.status.code(), Some(1), "{what}\n{}\n{}", found.stdout, found.stderr);
-    assert!(found.stdout.contains("broken: "), "{what}\n{}", found.stdout);
+    for object in objects {
+        assert!(found.stdout.contains(&format!("broken: {object}")), "{what}\n{object} is not found\n{}", found.stdout);
+    }
     let repaired = lab.home.run(["fsck", "--repair"]);
     assert!(repaired.status.success(), "{what}\n{}\n{}", repaired.stdout, repaired.stderr);
     lab.is_as_before(&format!("{what}\n{}", repaired.stdout));
