@@ -333,7 +333,16 @@ fn every_corruption_is_found_and_mended() {
         let sorts = everything(&store);
         let mut batch = Batch::default();
         for pick in 0..8 {
-            let (sort, paths) = &sorts[if pick == 0 { round % sorts.len() } else { dice.below(sorts.len()) }];
+            // Blobs and trees are where the bytes are.
+            let wanted = match (pick, round % 3) {
+                (0, 0) => Some(Sort::Blob),
+                (0, 1) => Some(Sort::InTree),
+                (0, _) => Some(sorts[round / 3 % sorts.len()].0),
+                _ => (dice.below(3) == 0).then_some(Sort::InTree),
+            };
+            let any = dice.below(sorts.len());
+            let at = wanted.and_then(|wanted| sorts.iter().position(|(sort, _)| *sort == wanted)).unwrap_or(any);
+            let (sort, paths) = &sorts[at];
             let path = dice.one(paths);
             if (pick > 0 && *sort == Sort::Version)
                 || batch.objects.contains("store format")
