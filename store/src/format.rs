@@ -5,6 +5,7 @@
 //! ├── version                  "kiln store 1"; written last when a store is made, so its presence means: all is there
 //! ├── epoch                    only after a failed sync: its text counts as part of the boot id
 //! ├── ids                      which ids of the host the owners in diff/ are; only where they are not the host's own
+//! ├── collected                its time says when kiln last collected by itself; may be lost
 //! ├── lease                    flock: shared by every process that uses the store, exclusive by prune
 //! ├── blobs/sha256/HEX         bytes by their digest; verified when written and when read
 //! ├── layers/ID/               chain-HEX: a layer that an image brought (HEX is its chain id); nHEX: one that kiln built

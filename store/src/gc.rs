@@ -5,16 +5,26 @@ use std::time::{Duration, SystemTime};
 use crate::Store;
 use crate::error::{Error, Result};
 use crate::lock::{self, Mode, TransientLock, WaitFor};
+use crate::snapshot::LayerId;
 use crate::{record, remove};
 
+mod filter;
 mod plan;
 mod scan;
 mod size;
+mod space;
 
+pub use filter::{Filter, FilterError};
 pub(crate) use size::of_tree as size_of_tree;
+pub use space::{Disk, Space};
 
+use filter::Subject;
 use plan::{Needs, Plan};
 use scan::{Scan, Weight};
+
+/// How often a store is looked through for what can be collected, and how often when the disk is nearly full.
+const OFTEN: Duration = Duration::from_hours(1);
+const OFTEN_WHEN_PRESSED: Duration = Duration::from_mins(1);
 
 /// What a row of `du` is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +39,10 @@ pub enum Kind {
     CacheMount,
     /// A blob.
     Blob,
+    /// What is remembered of a context's files.
+    Memo,
+    /// The store's own folders, locks, and what is unfinished or on its way out.
+    Internal,
 }
 
 /// One thing in the store. The sizes of all rows add up to what the store takes.
@@ -55,8 +69,10 @@ pub struct PruneOptions {
     pub all: bool,
     /// Remove only what was not used for this long.
     pub filter_until: Option<Duration>,
-    /// Stop as soon as what no image needs takes no more than so many bytes; the least recently used goes first.
-    pub keep_storage: Option<u64>,
+    /// Remove only what one of these admits with all its conditions; everything when there is none.
+    pub filters: Vec<Vec<Filter>>,
+    /// Stop as soon as what no image needs is within these limits; the least recently used goes first.
+    pub space: Space,
     /// Only say what would be removed.
     pub dry_run: bool,
     /// What time it is.
@@ -83,7 +99,7 @@ impl<'a> Gc<'a> {
         Self { store }
     }
 
-    /// One row for each thing in the store: images, layers, cache records, cache mounts, blobs.
+    /// One row for each thing in the store: images, layers, cache records, cache mounts, blobs, memos.
     ///
     /// The size of a layer's tree is measured once and remembered beside it.
     ///
@@ -93,9 +109,92 @@ impl<'a> Gc<'a> {
         Ok(rows(&Scan::of(self.store)?))
     }
 
+    /// What the store takes besides: with this row, sizes add up to what the disk says.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn overhead(&self) -> Result<UsageRow> {
+        let size = scan::overhead(self.store.layout())?;
+        let id = "store".to_owned();
+        Ok(UsageRow { kind: Kind::Internal, id, size, shared: false, reclaimable: false, last_used: SystemTime::now() })
+    }
+
+    /// Those of the rows that the filters admit all together.
+    pub fn filtered(&self, rows: Vec<UsageRow>, filters: &[Filter]) -> Vec<UsageRow> {
+        let admitted = |row: &UsageRow| {
+            let parent = LayerId::parse(&row.id).filter(|_| row.kind == Kind::Layer);
+            let parent = parent.and_then(|id| self.store.layers().get(&id).ok().flatten()).and_then(|record| record.parent);
+            let subject = Subject {
+                ids: vec![row.id.clone()],
+                kinds: vec![row.kind],
+                parent: parent.map(|id| id.to_string()),
+                shared: row.shared,
+                in_use: !row.reclaimable,
+            };
+            filters.iter().all(|filter| filter.admits(&subject))
+        };
+        rows.into_iter().filter(admitted).collect()
+    }
+
+    /// The disk that the store is on.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn disk(&self) -> Result<Disk> {
+        let root = self.store.layout().root();
+        let told = rustix::fs::statvfs(root).map_err(Error::io("ask for the free space of", root))?;
+        Ok(Disk { size: told.f_blocks * told.f_frsize, free: told.f_bavail * told.f_frsize })
+    }
+
+    /// Whether [`Gc::collect_by`] should be called: an hour after the last time, or a minute if less is free than `min_free`. A
+    /// store that was never looked through begins to count now.
+    pub fn is_due(&self, min_free: Option<u64>, now: SystemTime) -> bool {
+        let stamp = self.store.layout().collected();
+        let Ok(last) = std::fs::metadata(&stamp).and_then(|meta| meta.modified()) else {
+            // A full disk must not stop it, and a store that can't be written isn't collected either.
+            return std::fs::File::create(&stamp).is_err() && self.disk().is_ok_and(|disk| disk.free == 0);
+        };
+        // A stamp of the future is another process's of this moment, or the clock was set back.
+        let since = now
+            .duration_since(last)
+            .unwrap_or_else(|ahead| if ahead.duration() < OFTEN_WHEN_PRESSED { Duration::ZERO } else { OFTEN });
+        since >= OFTEN
+            || since >= OFTEN_WHEN_PRESSED && min_free.is_some_and(|wanted| self.disk().is_ok_and(|disk| disk.free < wanted))
+    }
+
+    /// Carries out each of the policies in turn, unless another process (or another handle of this one) uses the store; then none.
+    /// What another process uses can't be told from what it doesn't, but it will collect when it ends.
+    ///
+    /// # Errors
+    /// Those of [`Gc::prune`].
+    pub fn collect_by(&self, policies: &[PruneOptions]) -> Result<Option<PruneReport>> {
+        let stamp = self.store.layout().collected();
+        // Says that this was done even if nothing is found; on a full disk it is done the next time, too.
+        let _ = std::fs::File::create(&stamp);
+        record::touch_path(&stamp);
+        let scan = Scan::of(self.store)?;
+        let mut wanted = Vec::new();
+        for policy in policies {
+            if !plan::plan(&scan, policy, self.disk()?).is_empty() {
+                wanted.push(policy);
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(Some(PruneReport::default()));
+        }
+        let path = self.store.layout().lease();
+        let outcome = match lock::try_lock(self.store.lease(), &path, Mode::Exclusive)? {
+            true => self.carry_out_all(&wanted).map(Some),
+            false => Ok(None),
+        };
+        // The attempt gave the shared lease up, too.
+        lock::lock_lasting(self.store.lease(), &path, Mode::Shared, &WaitFor::Prune, self.store.waiter())?;
+        outcome
+    }
+
     /// Removes what neither an image with a name nor, unless `all` is said, a recent use needs.
     ///
-    /// Without `all`, `filter_until` and `keep_storage`, recent means the last 48 hours. Waits until no other process uses
+    /// Without `all`, `filter_until`, `filters` and `space`, recent means the last 48 hours. Waits until no other process uses
     /// the store, as long as the handle's [`Store::on_wait`] lets it; this process may not use it meanwhile either, except
     /// for what it began in [`Store::layers`], [`Store::blobs`] and so on and has not committed, which stays. What is removed is
     /// gone for every process by one rename each; the deletion itself happens after others were let in again.
@@ -106,7 +205,7 @@ impl<'a> Gc<'a> {
     pub fn prune(&self, options: &PruneOptions) -> Result<PruneReport> {
         if options.dry_run {
             let scan = Scan::of(self.store)?;
-            return Ok(report(&scan, &plan::plan(&scan, options)));
+            return Ok(report(&scan, &plan::plan(&scan, options, self.disk()?)));
         }
         // Measures what wasn't measured yet while builds may still run beside us.
         Scan::of(self.store)?;
@@ -121,11 +220,23 @@ impl<'a> Gc<'a> {
         Ok(report)
     }
 
+    fn carry_out_all(&self, policies: &[&PruneOptions]) -> Result<PruneReport> {
+        let mut all = PruneReport::default();
+        for policy in policies {
+            let PruneReport { removed, freed } = self.collect(policy)?;
+            all.removed.extend(removed);
+            all.freed += freed;
+            // The next policy asks the disk what is free now.
+            remove::empty_trash(&self.store.layout().trash())?;
+        }
+        Ok(all)
+    }
+
     fn collect(&self, options: &PruneOptions) -> Result<PruneReport> {
         // Another prune may have run while we waited.
         self.store.memory().forget();
         let scan = Scan::of(self.store)?;
-        let plan = plan::plan(&scan, options);
+        let plan = plan::plan(&scan, options, self.disk()?);
         let outcome = self.carry_out(&scan, &plan);
         self.store.memory().forget();
         outcome?;
@@ -148,6 +259,9 @@ impl<'a> Gc<'a> {
         }
         for &index in &plan.mounts {
             remove::discard(&scan.mounts[index].path, layout)?;
+        }
+        for &index in &plan.memos {
+            record::remove(&scan.memos[index].path)?;
         }
         // Lock files of processes that were killed while they held them.
         for entry in std::fs::read_dir(layout.locks()).map_err(Error::io("list", &layout.locks()))? {
@@ -182,6 +296,9 @@ fn rows(scan: &Scan) -> Vec<UsageRow> {
     for (digest, weight) in &scan.blobs {
         rows.push(row(Kind::Blob, digest.to_string(), weight, needs.blobs.get(digest).copied().unwrap_or(0)));
     }
+    for memo in &scan.memos {
+        rows.push(row(Kind::Memo, memo.id.clone(), &memo.weight, 0));
+    }
     rows
 }
 
@@ -192,12 +309,15 @@ fn report(scan: &Scan, plan: &Plan) -> PruneReport {
     let layers: HashSet<String> = plan.layers.iter().map(ToString::to_string).collect();
     let blobs: HashSet<String> = plan.blobs.iter().map(ToString::to_string).collect();
     let mounts: HashSet<String> = plan.mounts.iter().map(|&index| scan.mounts[index].id.clone()).collect();
+    let memos: HashSet<String> = plan.memos.iter().map(|&index| scan.memos[index].id.clone()).collect();
     let removed = rows(scan).into_iter().filter(|row| match row.kind {
         Kind::CacheRecord => records.contains(&row.id),
         Kind::Image => images.contains(&row.id),
         Kind::Layer => layers.contains(&row.id),
         Kind::Blob => blobs.contains(&row.id),
         Kind::CacheMount => mounts.contains(&row.id),
+        Kind::Memo => memos.contains(&row.id),
+        Kind::Internal => false,
     });
     PruneReport { removed: removed.collect(), freed: plan.freed }
 }

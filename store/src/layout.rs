@@ -37,9 +37,10 @@ pub(crate) const DIRECTORIES: [&str; 11] =
     ["blobs", "blobs/sha256", "layers", "cache", "images", "ingest", "memo", "mount-points", "mounts", "locks", "trash"];
 
 /// What may stand in a root that has no version file yet: a store whose making was cut short, or a fresh file system.
-pub(crate) const KNOWN_AT_ROOT: [&str; 20] = [
+pub(crate) const KNOWN_AT_ROOT: [&str; 21] = [
     "version",
     "epoch",
+    "collected",
     "ids",
     "host",
     "rootless",
@@ -95,6 +96,23 @@ impl Layout {
 
     pub(crate) fn lease(&self) -> PathBuf {
         self.root.join("lease")
+    }
+
+    /// Whose time says when the store was last looked through for what can be collected.
+    pub(crate) fn collected(&self) -> PathBuf {
+        self.root.join("collected")
+    }
+
+    /// Files and folders that are always there, without what is in them.
+    pub(crate) fn own_files(&self) -> Vec<PathBuf> {
+        let folders = ["blobs", "blobs/sha256", "layers", "cache", "images", "memo", "mounts"].map(|name| self.root.join(name));
+        let files = [self.root.clone(), self.version(), self.epoch(), self.ids(), self.lease(), self.collected()];
+        files.into_iter().chain(folders).collect()
+    }
+
+    /// What is unfinished, locked, on its way out or found out, with all that is in it.
+    pub(crate) fn own_trees(&self) -> Vec<PathBuf> {
+        ["ingest", "mount-points", "locks", "trash", "host"].map(|name| self.root.join(name)).into()
     }
 
     pub(crate) fn blobs(&self) -> PathBuf {

@@ -59,7 +59,7 @@ pub use cache::{Cache, CacheKey, CacheRecord, KeyLock};
 pub use error::{Error, Result};
 pub use form::TreeForm;
 pub use fsck::Fsck;
-pub use gc::{Gc, PruneOptions, PruneReport, UsageRow};
+pub use gc::{Gc, PruneOptions, PruneReport, Space, UsageRow};
 pub use image::{ImageRecord, Images, PlatformImage};
 pub use lock::{OnWait, WaitFor, Waiting};
 pub use mounts::{MountGuard, Mounts, Sharing, Still};

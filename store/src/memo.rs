@@ -22,6 +22,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::record;
 use crate::rootdir::{Meta, Timestamp};
 use crate::session;
 
@@ -95,6 +96,10 @@ impl Memo {
     /// is lost is time.
     pub fn open(path: &Path) -> Self {
         let mut records = fs::read(path).ok().and_then(verified).unwrap_or_default();
+        if !records.is_empty() {
+            // Collected when it wasn't used for long.
+            record::touch_path(path);
+        }
         records.truncate(records.len() / RECORD * RECORD);
         let used = (0..records.len() / RECORD).map(|_| AtomicBool::new(false)).collect();
         Self { path: Some(path.to_owned()), records, used, fresh: Mutex::default() }

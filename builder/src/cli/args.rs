@@ -489,12 +489,19 @@ pub(crate) struct PruneArgs {
     /// Do not prompt for confirmation
     #[arg(short, long)]
     pub(crate) force: bool,
-    /// Provide filter values (`until=24h`)
+    /// Remove only what all filters match (`until=24h`, `type=exec.cachemount`, `id~=9f3c`, `parents=ID`, `shared`, `private`,
+    /// `mutable`, `immutable`, `inuse`)
     #[arg(long, value_name = "FILTER")]
     pub(crate) filter: Vec<String>,
-    /// Amount of disk space to keep for the cache
+    /// Amount of disk space that the cache may always keep; alone, all that it keeps (format: `10GB`, `10%`)
     #[arg(long, value_name = "BYTES", visible_alias = "keep-storage")]
+    pub(crate) reserved_space: Option<String>,
+    /// Maximum amount of disk space to keep for the cache
+    #[arg(long, value_name = "BYTES")]
     pub(crate) max_used_space: Option<String>,
+    /// Amount of disk space that should be free afterwards
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) min_free_space: Option<String>,
     /// Only show what would be removed
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -506,6 +513,9 @@ pub(crate) struct PruneArgs {
 /// `kiln du`.
 #[derive(Debug, Args)]
 pub(crate) struct DuArgs {
+    /// Show only what all filters match (`type=layer`, `id~=9f3c`, `parents=ID`, `shared`, `inuse`, ...)
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) filter: Vec<String>,
     /// Format output: `table`, `table TEMPLATE`, `json` or a template such as `{{.ID}}`
     #[arg(long, value_name = "FORMAT")]
     pub(crate) format: Option<String>,

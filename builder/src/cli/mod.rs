@@ -8,6 +8,7 @@ mod build;
 mod caches;
 mod call;
 mod clock;
+mod collect;
 mod contexts;
 mod csv;
 mod daemons;

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use kiln::engine::{Engine, trees};
 use kiln::error::Error;
@@ -20,7 +20,7 @@ use super::environment::Environment;
 use super::exit::{self, Exit};
 use super::progress::{Mode, Style, Summary, Watcher};
 use super::report::{Failure, Report};
-use super::{registries_conf, settings};
+use super::{collect, registries_conf, settings};
 
 /// How long another process is waited for in silence.
 const SILENT_WAIT: Duration = Duration::from_secs(1);
@@ -154,12 +154,28 @@ impl Session {
         };
         let watcher = Watcher::start(mode, style, receiver);
         let signal = Arc::new(AtomicI32::new(0));
-        let result = self.engine(events, &signal).and_then(|engine| work(&engine));
+        let mut used = None;
+        let result = self.engine(events, &signal).and_then(|engine| {
+            used = Some(engine.store.clone());
+            work(&engine)
+        });
         let result = result.map_err(|failure| match signal.load(Ordering::SeqCst) {
             0 => failure,
             signal => Failure::Interrupted { terminated: signal == SIGTERM },
         });
-        (result, watcher.finish())
+        let summary = watcher.finish();
+        if let Some(store) = used.filter(|_| signal.load(Ordering::SeqCst) == 0) {
+            self.collect(&store);
+        }
+        (result, summary)
+    }
+
+    /// Collects if it is time to. The engine is gone by now: what it used, nobody needs to hold any more. What goes wrong here is
+    /// no failure of the work.
+    fn collect(&self, store: &Store) {
+        if let Err(error) = collect::when_due(store, &self.environment.settings(), SystemTime::now()) {
+            super::report::warn(&format!("nothing was collected: {error}"));
+        }
     }
 
     fn engine(&self, events: Events, signal: &Arc<AtomicI32>) -> Result<Engine, Failure> {

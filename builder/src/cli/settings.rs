@@ -18,12 +18,16 @@ use std::path::{Path, PathBuf};
 use kiln_registry_client::{Mirror, RegistryOptions};
 use serde::Deserialize;
 
+use super::collect;
+
 /// The settings of all files together.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+pub(crate) struct File {
     #[serde(default)]
     registry: BTreeMap<String, Registry>,
+    /// When kiln collects by itself, and what.
+    pub(crate) gc: Option<collect::Table>,
 }
 
 /// How one registry is reached.
@@ -61,12 +65,8 @@ pub(crate) enum SettingsError {
 pub(crate) fn registries(files: &[(PathBuf, bool)]) -> Result<BTreeMap<String, RegistryOptions>, SettingsError> {
     let mut all: BTreeMap<String, RegistryOptions> = BTreeMap::new();
     for (path, required) in files {
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !required => continue,
-            Err(cause) => return Err(SettingsError::Read { path: path.clone(), cause }),
-        };
-        for (name, registry) in parse::<File>(path, &text)?.registry {
+        let Some(file) = read_file(path, *required)? else { continue };
+        for (name, registry) in file.registry {
             let options = all.entry(name).or_default();
             if let Some(mirrors) = registry.mirrors {
                 options.mirrors = mirrors.iter().map(|text| mirror(text)).collect();
@@ -89,6 +89,15 @@ pub(crate) fn registries(files: &[(PathBuf, bool)]) -> Result<BTreeMap<String, R
         }
     }
     Ok(all)
+}
+
+/// One of the files; none where none has to be.
+pub(crate) fn read_file(path: &Path, required: bool) -> Result<Option<File>, SettingsError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(path, &text).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !required => Ok(None),
+        Err(cause) => Err(SettingsError::Read { path: path.to_owned(), cause }),
+    }
 }
 
 /// Reads a file's text.

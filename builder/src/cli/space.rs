@@ -3,7 +3,7 @@
 use std::io::{self, BufRead as _};
 use std::time::SystemTime;
 
-use kiln_store::gc::{Kind, PruneOptions, UsageRow};
+use kiln_store::gc::{Disk, Filter, Kind, PruneOptions, Space, UsageRow};
 
 use super::args::{DuArgs, PruneArgs};
 use super::listing::{Field, Listing};
@@ -49,6 +49,8 @@ fn kind(kind: Kind) -> &'static str {
         Kind::CacheRecord => "record",
         Kind::CacheMount => "cachemount",
         Kind::Blob => "blob",
+        Kind::Memo => "memo",
+        Kind::Internal => "internal",
     }
 }
 
@@ -60,7 +62,10 @@ fn sums(pairs: &[(&str, u64)]) -> String {
 /// `kiln du`.
 pub(crate) fn usage(session: &Session, args: &DuArgs) -> Result<(), Failure> {
     let store = session.store()?;
+    let filters = args.filter.iter().map(|text| filter(text)).collect::<Result<Vec<Filter>, Failure>>()?;
     let mut rows = store.gc().usage()?;
+    rows.push(store.gc().overhead()?);
+    rows = store.gc().filtered(rows, &filters);
     rows.sort_by(|a, b| b.last_used.cmp(&a.last_used).then_with(|| a.id.cmp(&b.id)));
     let listing = listing(&rows, args.no_trunc, SystemTime::now());
     if args.quiet && args.format.is_none() {
@@ -80,11 +85,13 @@ pub(crate) fn usage(session: &Session, args: &DuArgs) -> Result<(), Failure> {
 
 /// `kiln prune`.
 pub(crate) fn prune(session: &Session, args: &PruneArgs) -> Result<(), Failure> {
-    let options = options(args, SystemTime::now())?;
+    let mut options = options(args, SystemTime::now())?;
     if !args.force && !args.dry_run && !confirmed(args)? {
         return Err(Failure::Declined);
     }
     let store = session.store()?;
+    let limits = Limits { reserved: &args.reserved_space, max_used: &args.max_used_space, min_free: &args.min_free_space };
+    options.space = limits.on(store.gc().disk()?).map_err(Failure::usage)?;
     let report = store.gc().prune(&options)?;
     let mut text = String::new();
     if !report.removed.is_empty() || args.format.is_some() {
@@ -98,20 +105,54 @@ pub(crate) fn prune(session: &Session, args: &PruneArgs) -> Result<(), Failure> 
 }
 
 fn options(args: &PruneArgs, now: SystemTime) -> Result<PruneOptions, Failure> {
-    let mut until = None;
-    for filter in &args.filter {
-        let text = filter.strip_prefix("until=");
-        until = Some(text.and_then(human::parse_duration).ok_or_else(|| {
-            Failure::usage_hint(
-                format!("filter `{filter}` is not supported"),
-                "the filter is `until=DURATION`, for instance `until=24h`",
-            )
-        })?);
+    let (mut until, mut filters) = (None, Vec::new());
+    for text in &args.filter {
+        match text.strip_prefix("until=").or_else(|| text.strip_prefix("unused-for=")) {
+            Some(span) => until = Some(human::parse_duration(span).ok_or_else(|| no_filter(text))?),
+            None => filters.push(filter(text)?),
+        }
     }
-    let keep = args.max_used_space.as_deref();
-    let keep =
-        keep.map(|text| human::parse_size(text).ok_or_else(|| Failure::usage(format!("invalid size `{text}`")))).transpose()?;
-    Ok(PruneOptions { all: args.all, filter_until: until, keep_storage: keep, dry_run: args.dry_run, now })
+    // All together, as with buildx; a policy has alternatives, too.
+    let filters = if filters.is_empty() { Vec::new() } else { vec![filters] };
+    Ok(PruneOptions { all: args.all, filter_until: until, filters, space: Space::default(), dry_run: args.dry_run, now })
+}
+
+fn filter(text: &str) -> Result<Filter, Failure> {
+    text.parse().map_err(|_| no_filter(text))
+}
+
+fn no_filter(text: &str) -> Failure {
+    Failure::usage_hint(
+        format!("filter `{text}` is not supported"),
+        "filters are `until=24h`, `type=exec.cachemount`, `id~=9f3c`, `parents=ID`, `shared`, `private`, `mutable`, `immutable` and \
+         `inuse`, with `=`, `!=` or `~=`",
+    )
+}
+
+/// Limits of space as they are written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits<'a> {
+    pub(crate) reserved: &'a Option<String>,
+    pub(crate) max_used: &'a Option<String>,
+    pub(crate) min_free: &'a Option<String>,
+}
+
+impl Limits<'_> {
+    /// What they are on this disk; the text that is no size when there is one.
+    pub(crate) fn on(self, disk: Disk) -> Result<Space, String> {
+        let amount = |text: &Option<String>| text.as_deref().map(|text| amount(text, disk)).transpose();
+        Ok(Space { reserved: amount(self.reserved)?, max_used: amount(self.max_used)?, min_free: amount(self.min_free)? })
+    }
+}
+
+/// Bytes, or a part of the disk in percent.
+fn amount(text: &str, disk: Disk) -> Result<u64, String> {
+    let percent = text.trim().strip_suffix('%').map(|number| number.trim().parse::<u8>().ok().filter(|percent| *percent <= 100));
+    let bytes = match percent {
+        Some(percent) => percent.map(|percent| disk.size / 100 * u64::from(percent)),
+        None => human::parse_size(text),
+    };
+    bytes.ok_or_else(|| format!("invalid size `{text}`"))
 }
 
 fn confirmed(args: &PruneArgs) -> Result<bool, Failure> {

@@ -42,6 +42,7 @@ mod registry;
 mod rootless;
 mod run;
 mod shared_cache;
+mod space;
 mod support;
 mod threats;
 mod wire_rows;

@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use kiln_oci::digest::Digest;
 
-use super::PruneOptions;
+use super::filter::Subject;
 use super::scan::{Scan, Weight};
+use super::{Disk, Kind, PruneOptions};
 use crate::snapshot::LayerId;
 
 /// What was not used for so long goes when `prune` is told nothing else.
@@ -22,7 +23,14 @@ pub(super) struct Plan {
     pub(super) layers: Vec<LayerId>,
     pub(super) blobs: Vec<Digest>,
     pub(super) mounts: Vec<usize>,
+    pub(super) memos: Vec<usize>,
     pub(super) freed: u64,
+}
+
+impl Plan {
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Something whose going is decided by itself; layers and blobs go with the last that needs them.
@@ -31,6 +39,7 @@ enum Unit {
     Record(usize),
     Nameless(usize),
     Mount(usize),
+    Memo(usize),
     Layer(LayerId),
     Blob(Digest),
 }
@@ -165,6 +174,10 @@ impl Ledger<'_> {
                 self.plan.freed += self.scan.mounts[*index].weight.size;
                 self.plan.mounts.push(*index);
             }
+            Unit::Memo(index) => {
+                self.plan.freed += self.scan.memos[*index].weight.size;
+                self.plan.memos.push(*index);
+            }
             Unit::Layer(id) => {
                 let parent = self.drop_layer(id);
                 self.release(parent.as_ref(), None);
@@ -175,7 +188,7 @@ impl Ledger<'_> {
 }
 
 /// The plan for `options`.
-pub(super) fn plan(scan: &Scan, options: &PruneOptions) -> Plan {
+pub(super) fn plan(scan: &Scan, options: &PruneOptions, disk: Disk) -> Plan {
     let usable = |layer: &LayerId| scan.layers.get(layer).is_some_and(|node| node.usable);
     let alive = |index: usize| {
         let record = &scan.records[index];
@@ -214,6 +227,9 @@ pub(super) fn plan(scan: &Scan, options: &PruneOptions) -> Plan {
     for (index, mount) in scan.mounts.iter().enumerate() {
         units.push((mount.weight, 0, Unit::Mount(index)));
     }
+    for (index, memo) in scan.memos.iter().enumerate() {
+        units.push((memo.weight, 0, Unit::Memo(index)));
+    }
     let mut dead: Vec<&LayerId> = Vec::new();
     for (id, node) in scan.layers.iter().filter(|(id, _)| !ledger.layers.contains_key(*id)) {
         if node.usable {
@@ -230,18 +246,67 @@ pub(super) fn plan(scan: &Scan, options: &PruneOptions) -> Plan {
     }
     units.sort_by_key(|(weight, depth, _)| (minute(weight.last_used), Reverse(*depth)));
 
-    let unlimited = options.all || options.keep_storage.is_some();
+    let unlimited = options.all || options.space.is_limited() || !options.filters.is_empty();
     let spare = options.filter_until.unwrap_or(if unlimited { Duration::ZERO } else { RECENT });
     let reclaimable = reclaimable(scan);
+    let keep = options.space.keep(reclaimable, disk);
+    let needs = Needs::of(scan);
     for (weight, _, unit) in &units {
-        if options.keep_storage.is_some_and(|keep| reclaimable.saturating_sub(ledger.plan.freed) <= keep) {
+        if keep.is_some_and(|keep| reclaimable.saturating_sub(ledger.plan.freed) <= keep) {
             break;
         }
-        if is_old(weight.last_used, options.now, spare) {
+        if is_old(weight.last_used, options.now, spare) && is_admitted(scan, &needs, options, unit) {
             ledger.drop_unit(unit);
         }
     }
     ledger.plan
+}
+
+fn is_admitted(scan: &Scan, needs: &Needs, options: &PruneOptions, unit: &Unit) -> bool {
+    if options.filters.is_empty() {
+        return true;
+    }
+    let subject = subject(scan, needs, unit);
+    options.filters.iter().any(|all| all.iter().all(|filter| filter.admits(&subject)))
+}
+
+/// What filters see of it. Nothing that can go is in use.
+fn subject(scan: &Scan, needs: &Needs, unit: &Unit) -> Subject {
+    let mut subject = Subject { ids: Vec::new(), kinds: Vec::new(), parent: None, shared: false, in_use: false };
+    let mut add = |kind: Kind, id: String| {
+        subject.kinds.push(kind);
+        subject.ids.push(id);
+    };
+    let layer = match unit {
+        Unit::Record(index) => {
+            let record = &scan.records[*index];
+            add(Kind::CacheRecord, record.key.hex());
+            record.layer.clone()
+        }
+        Unit::Nameless(index) => {
+            add(Kind::Image, scan.images[*index].record.config.to_string());
+            None
+        }
+        Unit::Mount(index) => {
+            add(Kind::CacheMount, scan.mounts[*index].id.clone());
+            None
+        }
+        Unit::Memo(index) => {
+            add(Kind::Memo, scan.memos[*index].id.clone());
+            None
+        }
+        Unit::Layer(id) => Some(id.clone()),
+        Unit::Blob(digest) => {
+            add(Kind::Blob, digest.to_string());
+            None
+        }
+    };
+    if let Some(id) = layer {
+        add(Kind::Layer, id.to_string());
+        subject.shared = needs.layers.get(&id).is_some_and(|users| *users > 1);
+        subject.parent = scan.layers.get(&id).and_then(|node| node.parent.as_ref()).map(ToString::to_string);
+    }
+    subject
 }
 
 /// How much the things take that no named image needs.
@@ -252,7 +317,8 @@ fn reclaimable(scan: &Scan) -> u64 {
     let blobs = scan.blobs.iter().filter(|(digest, _)| !needs.blobs.contains_key(*digest)).map(|(_, weight)| weight.size);
     let records = scan.records.iter().map(|record| record.weight.size);
     let mounts = scan.mounts.iter().map(|mount| mount.weight.size);
-    nameless.chain(layers).chain(blobs).chain(records).chain(mounts).sum()
+    let memos = scan.memos.iter().map(|memo| memo.weight.size);
+    nameless.chain(layers).chain(blobs).chain(records).chain(mounts).chain(memos).sum()
 }
 
 /// What was used in the future (the clock was set back) was used just now.

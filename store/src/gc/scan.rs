@@ -75,6 +75,14 @@ pub(super) struct Scan {
     pub(super) records: Vec<RecordNode>,
     pub(super) mounts: Vec<MountNode>,
     pub(super) blobs: BTreeMap<Digest, Weight>,
+    pub(super) memos: Vec<MemoNode>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct MemoNode {
+    pub(super) id: String,
+    pub(super) path: PathBuf,
+    pub(super) weight: Weight,
 }
 
 impl Scan {
@@ -85,6 +93,7 @@ impl Scan {
             records: records(store)?,
             mounts: mounts(store)?,
             blobs: blobs(store)?,
+            memos: memos(store)?,
         };
         for record in &scan.records {
             if let Some(layer) = record.layer.as_ref().and_then(|layer| scan.layers.get_mut(layer)) {
@@ -223,6 +232,36 @@ fn blobs(store: &Store) -> Result<BTreeMap<Digest, Weight>> {
         }
     }
     Ok(found)
+}
+
+fn memos(store: &Store) -> Result<Vec<MemoNode>> {
+    let root = store.layout().memos();
+    let mut nodes = Vec::new();
+    for id in names(&root)? {
+        let path = root.join(&id);
+        if let Some(weight) = weigh_file(&path)? {
+            nodes.push(MemoNode { id, path, weight });
+        }
+    }
+    Ok(nodes)
+}
+
+/// What lies in a store and is none of the things above, folders included.
+pub(super) fn overhead(layout: &Layout) -> Result<u64> {
+    let mut total = 0;
+    for path in layout.own_files() {
+        total += weigh_file(&path)?.map_or(0, |weight| weight.size);
+    }
+    for path in layout.own_trees() {
+        total += size::of_tree(&path)?;
+    }
+    for shard in names(&layout.cache())? {
+        total += weigh_file(&layout.cache().join(shard))?.map_or(0, |weight| weight.size);
+    }
+    for layer in names(&layout.layers())? {
+        total += weigh_file(&layout.layers().join(layer))?.map_or(0, |weight| weight.size);
+    }
+    Ok(total)
 }
 
 /// The names in a folder of the store; all names that kiln gives are text, and others are none of its business.

@@ -6,12 +6,23 @@ use std::time::{Duration, SystemTime};
 use super::{Fixture, add_bases, built, image, key, name, record};
 use crate::gc::Kind;
 use crate::layer::KnownTar;
-use crate::{BlobWriter, Error, LayerId, PruneOptions, PruneReport, Sharing, Store};
+use crate::{BlobWriter, Error, LayerId, PruneOptions, PruneReport, Sharing, Space, Store};
 
 const HOUR: Duration = Duration::from_hours(1);
 
 pub(super) fn everything() -> PruneOptions {
-    PruneOptions { all: true, filter_until: None, keep_storage: None, dry_run: false, now: SystemTime::now() }
+    PruneOptions {
+        all: true,
+        filter_until: None,
+        filters: Vec::new(),
+        space: Space::default(),
+        dry_run: false,
+        now: SystemTime::now(),
+    }
+}
+
+fn at_most(bytes: u64) -> Space {
+    Space { max_used: Some(bytes), ..Space::default() }
 }
 
 /// Says that the file was last used so long ago.
@@ -57,10 +68,8 @@ fn sizes_add_up_to_what_the_disk_says() {
     store.gc().usage().unwrap();
     let rows = store.gc().usage().unwrap();
     let sum: u64 = rows.iter().map(|row| row.size).sum();
-    let whole = |dir: &str| super::super::gc::measure(&fixture.root().join(dir));
-    let disk: u64 = ["blobs", "layers", "cache", "images", "mounts"].iter().map(|dir| whole(dir)).sum();
-    // What the rows leave out is folders that are always there, of 4 kB each: the five, `sha256`, a shard and a layer's each.
-    assert!(sum <= disk && disk - sum <= 16 * 4096, "{sum} of {disk}");
+    let disk = super::super::gc::measure(fixture.root());
+    assert_eq!(sum + store.gc().overhead().unwrap().size, disk);
 
     let find = |kind: Kind, id: &str| rows.iter().find(|row| row.kind == kind && row.id == id).unwrap();
     for (n, (shared, reclaimable)) in [(true, false), (false, false), (false, true)].into_iter().enumerate() {
@@ -99,11 +108,11 @@ fn what_goes_is_what_was_asked_for() {
         (PruneOptions { now: SystemTime::now() - HOUR * 100, filter_until: hours(1), ..base.clone() }, 3, 3),
         (PruneOptions { all: true, ..base.clone() }, 0, 1),
         (PruneOptions { all: true, filter_until: Some(HOUR * 3 / 2), ..base.clone() }, 1, 3),
-        (PruneOptions { keep_storage: Some(1 << 30), ..base.clone() }, 3, 3),
-        (PruneOptions { keep_storage: Some(0), ..base.clone() }, 0, 1),
+        (PruneOptions { space: at_most(1 << 30), ..base.clone() }, 3, 3),
+        (PruneOptions { space: at_most(0), ..base.clone() }, 0, 1),
         // Two layers of 100 kB can go. The oldest record is that of the image's layer, the next that of the middle one,
         // which the last one still needs.
-        (PruneOptions { keep_storage: Some(150_000), ..base.clone() }, 0, 1),
+        (PruneOptions { space: at_most(150_000), ..base.clone() }, 0, 1),
     ] {
         let fixture = Fixture::new();
         let store = &fixture.store;
@@ -148,7 +157,7 @@ fn the_least_recently_used_goes_first_until_the_limit_holds() {
         age_record(store, n, HOUR * ((u32::from(n) + 1) * 3 % 11).max(1));
         age(&store.layout().layer(&layer).record(), HOUR * 100);
     }
-    let report = store.gc().prune(&PruneOptions { keep_storage: Some(500_000), ..everything() }).unwrap();
+    let report = store.gc().prune(&PruneOptions { space: at_most(500_000), ..everything() }).unwrap();
     let rows = store.gc().usage().unwrap();
     let left: u64 = rows.iter().map(|row| row.size).sum();
     assert!(left <= 500_000 && left > 350_000, "{left}");
@@ -250,4 +259,64 @@ fn the_trash_is_emptied() {
     fs::create_dir_all(trash.join("a/b")).unwrap();
     fixture.store.gc().prune(&everything()).unwrap();
     assert_eq!(fs::read_dir(&trash).unwrap().count(), 0);
+}
+
+/// The filters, and how many records, layers, mounts and memos go.
+#[test]
+fn filters_choose_what_goes() {
+    for (filters, gone) in [
+        (&[][..], [3, 2, 1, 1]),
+        (&["type=exec.cachemount"], [0, 0, 1, 0]),
+        (&["type=source.local"], [0, 0, 0, 1]),
+        (&["type=regular"], [3, 2, 0, 0]),
+        (&["type=layer"], [3, 2, 0, 0]),
+        (&["immutable", "private"], [3, 2, 0, 1]),
+        (&["type=layer", "id=no such"], [0, 0, 0, 0]),
+        // The layer in the middle is needed by the one above, so only its record goes.
+        (&["id==MIDDLE"], [1, 0, 0, 0]),
+        (&["parents==MIDDLE"], [1, 1, 0, 0]),
+        (&["inuse"], [0, 0, 0, 0]),
+    ] {
+        let fixture = Fixture::new();
+        let store = &fixture.store;
+        let steps = three_steps(store);
+        store.images().set(&image(store, Some("a"), "a", &steps[..1])).unwrap();
+        drop(store.mounts().acquire::<Error>(b"apt", Sharing::Shared, |_| Ok(())).unwrap());
+        fs::write(store.memo_file(fixture.root()), "memo").unwrap();
+        let filters: Vec<_> = filters.iter().map(|text| text.replace("MIDDLE", steps[1].as_str()).parse().unwrap()).collect();
+        let alternatives = if filters.is_empty() { Vec::new() } else { vec![filters.clone()] };
+        let report = store.gc().prune(&PruneOptions { filters: alternatives, ..everything() }).unwrap();
+        let kinds = [Kind::CacheRecord, Kind::Layer, Kind::CacheMount, Kind::Memo];
+        assert_eq!(kinds.map(|kind| removed(&report, kind)), gone, "{filters:?}");
+    }
+}
+
+/// By itself: at the earliest an hour after the last time, never beside another user, the least recently used first, to the limit.
+#[test]
+fn policies_are_carried_out_when_nobody_uses_the_store() {
+    let fixture = Fixture::new();
+    let store = &fixture.store;
+    let (gc, now) = (store.gc(), SystemTime::now());
+    assert!(!gc.is_due(None, now), "a new store has nothing to collect");
+    assert!(
+        !gc.is_due(Some(u64::MAX), now) && gc.is_due(Some(u64::MAX), now + HOUR / 10) && !gc.is_due(Some(0), now + HOUR / 10)
+    );
+    assert!(gc.is_due(None, now + HOUR * 2) && gc.is_due(None, now - HOUR), "later, or when the clock was set back");
+
+    three_steps(store);
+    let young = PruneOptions { all: false, filter_until: Some(HOUR * 5), ..everything() };
+    let small = PruneOptions { all: false, space: at_most(250_000), ..everything() };
+    assert_eq!(gc.collect_by(&[young.clone()]).unwrap(), Some(PruneReport::default()));
+    let other = Store::open(fixture.root()).unwrap();
+    assert_eq!(gc.collect_by(&[small.clone()]).unwrap(), None, "another may need any of it");
+    assert_eq!(gc.usage().unwrap().iter().filter(|row| row.kind == Kind::Layer).count(), 3);
+    drop(other);
+    let report = gc.collect_by(&[young, small]).unwrap().unwrap();
+    let left: u64 = gc.usage().unwrap().iter().filter(|row| row.reclaimable).map(|row| row.size).sum();
+    assert!(left <= 250_000 && report.freed > 0, "{left} bytes are left");
+    assert!(gc.is_due(None, now + HOUR * 2) && !gc.is_due(None, now), "it was done just now");
+    assert_eq!(
+        gc.collect_by(&[PruneOptions { all: false, space: at_most(250_000), ..everything() }]).unwrap(),
+        Some(PruneReport::default())
+    );
 }
