@@ -300,10 +300,6 @@ struct Usage {
 fn weigh_layer(dir: &LayerDir, record: Option<&LayerRecord>) -> Result<Weight> {
     let used = weigh_file(&dir.record())?.or(weigh_file(dir.path())?);
     let last_used = used.map_or(SystemTime::UNIX_EPOCH, |weight| weight.last_used);
-    let mut size = 0;
-    for path in [dir.record(), dir.facts(), dir.unpacked(), dir.durable(), dir.usage(), dir.owners()] {
-        size += weigh_file(&path)?.map_or(0, |weight| weight.size);
-    }
     let finished = record.is_some_and(|record| record.unpacked);
     let remembered = if finished { record::read::<Usage>(&dir.usage())?.or_lost() } else { None };
     let tree = match remembered {
@@ -317,7 +313,12 @@ fn weigh_layer(dir: &LayerDir, record: Option<&LayerRecord>) -> Result<Weight> {
             bytes
         }
     };
-    Ok(Weight { size: size + tree, last_used })
+    // Last, since `usage` may only be there now.
+    let mut size = tree;
+    for path in [dir.record(), dir.facts(), dir.unpacked(), dir.durable(), dir.usage(), dir.owners()] {
+        size += weigh_file(&path)?.map_or(0, |weight| weight.size);
+    }
+    Ok(Weight { size, last_used })
 }
 
 #[cfg(test)]
