@@ -65,6 +65,8 @@ fn try_become(plan: &Plan, sandbox: &mut Sandbox, handover: Option<Handover>) ->
         _ => setup("hand over the standard streams", &error),
     })?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
+    // What kiln gave up for itself (`take_over`).
+    let _ = sys::huge_pages(true);
     limits(&command.limits, command.processes)?;
     sys::reset_signals();
     if command.no_new_privileges {

@@ -248,6 +248,13 @@ fn set_filter(program: &[Instruction], flags: libc::c_ulong) -> io::Result<libc:
     check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })
 }
 
+/// Whether this process, and what it forks and executes, gets memory by two megabytes where the machine does so.
+pub(crate) fn huge_pages(wanted: bool) -> io::Result<()> {
+    let disabled = libc::c_ulong::from(!wanted);
+    // SAFETY: PR_SET_THP_DISABLE takes numbers only; the last three have to be 0.
+    check(unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_THP_DISABLE as libc::c_ulong, disabled, 0, 0, 0) }).map(drop)
+}
+
 /// Replaces this process; returns only the reason why it could not.
 pub(crate) fn exec(program: &CString, arguments: &[CString], environment: &[CString]) -> io::Error {
     let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {

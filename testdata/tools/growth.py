@@ -96,8 +96,9 @@ SERIES = [
 
 
 def measure(kiln, series, form, context, folder):
-    """Seconds of one command, with the peak of its memory."""
+    """Seconds of one command, those of the processors, and the peak of its memory."""
     further = context / "Dockerfile.next"
+    before = gauge.processor()
     with gauge.Watch(kiln.pids, kiln.programs, 0.02) as watch:
         if form == "gzip":
             seconds = gauge.timed(kiln.archive, context, "gzip", f"{context}.tar")
@@ -105,11 +106,11 @@ def measure(kiln, series, form, context, folder):
             seconds = gauge.timed(kiln.build, context, "-f", str(further))
         else:
             seconds = gauge.timed(kiln.build, context)
-    return seconds, watch.peak
+    return seconds, gauge.processor() - before, watch.peak
 
 
 def points(o, mirror, series, sizes):
-    """For each form, a list of (count, least seconds, most memory)."""
+    """For each form, a list of (count, least seconds, least seconds of the processors, most memory)."""
     found = {form: [] for form in series.forms}
     for count in sizes:
         seen = {form: [] for form in series.forms}
@@ -128,16 +129,24 @@ def points(o, mirror, series, sizes):
                 for form in series.forms:
                     seen[form].append(measure(kiln, series, form, context, disk))
         for form, all in seen.items():
-            found[form].append((count, min(seconds for seconds, _ in all), max(peak for _, peak in all)))
-            print(f"{series.name}, {form}: {count}: {found[form][-1][1]:.3f} s, {found[form][-1][2] >> 20} MB", file=sys.stderr, flush=True)
+            seconds, processor, peak = zip(*all)
+            found[form].append((count, min(seconds), min(processor), max(peak)))
+            print(f"{series.name}, {form}: {count}: {min(seconds):.3f} s, processor {min(processor):.3f} s, {max(peak) >> 20} MB",
+                  file=sys.stderr, flush=True)
     return found
 
 
-def verdict(points):
+def marginal(points, which):
     """What a unit more costs in each part of the series; whether that rises."""
-    more = [max(0.0, (t - s)) / (n - m) for (m, s, _), (n, t, _) in zip(points, points[1:])]
-    clear = [cost for cost, (_, s, _), (_, t, _) in zip(more, points, points[1:]) if t - s > NOISE]
-    return more, len(clear) > 1 and clear[-1] > TOLERANCE * min(clear)
+    parts = [(n - m, to[which] - of[which]) for of, to in zip(points, points[1:]) for m, n in [(of[0], to[0])]]
+    clear = [more / units for units, more in parts if more > NOISE]
+    return [max(0.0, more) / units for units, more in parts], len(clear) > 1 and clear[-1] > TOLERANCE * min(clear)
+
+
+def verdict(points):
+    """What a unit more costs in each part; whether it rises in waiting and in working, for one alone is what others do on the machine."""
+    more, slower = marginal(points, 1)
+    return more, slower and marginal(points, 2)[1]
 
 
 def amount(count):
@@ -150,7 +159,7 @@ def cost(seconds):
 
 def table(o, mirror, put):
     """Lines of a table in Markdown, and the names of what is worse than linear."""
-    lines = ["| what | form | how many | seconds | one | one more | peak memory | |", "|---|---|--:|--:|--:|--:|--:|---|"]
+    lines = ["| what | form | how many | seconds | processor | one | one more | peak memory | |", "|---|---|--:|--:|--:|--:|--:|--:|---|"]
     bad = []
     for series in SERIES:
         if o.only not in series.name:
@@ -161,10 +170,10 @@ def table(o, mirror, put):
                 put(f"layers{count}", series.base(count))
         for form, all in points(o, mirror, series, sizes).items():
             more, worse = verdict(all)
-            for at, (count, seconds, peak) in enumerate(all):
+            for at, (count, seconds, processor, peak) in enumerate(all):
                 last = worse and at == len(all) - 1
-                lines.append(f"| {series.name if at == 0 else ''} | {form if at == 0 else ''} | {amount(count)} | {seconds:.3f} | {cost(seconds / count)} "
-                             f"| {cost(more[at - 1]) if at else ''} | {peak / gauge.MB:.0f} MB | {'**worse than linear**' if last else ''} |")
+                lines.append(f"| {series.name if at == 0 else ''} | {form if at == 0 else ''} | {amount(count)} | {seconds:.3f} | {processor:.3f} "
+                             f"| {cost(seconds / count)} | {cost(more[at - 1]) if at else ''} | {peak / gauge.MB:.0f} MB | {'**worse than linear**' if last else ''} |")
             if worse:
                 bad.append(f"{series.name}, {form}")
     return lines, bad

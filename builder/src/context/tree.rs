@@ -124,8 +124,9 @@ impl Context {
 
     /// What the directory holds, sorted by name, without what is ignored.
     pub(crate) fn children(&self, dir: &Arc<ContextDir>) -> Result<Vec<ContextNode>, ContextError> {
-        let mut out = Vec::new();
-        for entry in &self.listing(dir)?.entries {
+        let entries = &self.listing(dir)?.entries;
+        let mut out = Vec::with_capacity(entries.len());
+        for entry in entries {
             out.extend(self.visible(dir, entry)?);
         }
         Ok(out)

@@ -27,6 +27,7 @@ mod interrupted;
 mod language;
 mod layers;
 mod lock;
+mod memory;
 mod modes;
 mod mounts;
 mod on_failure;

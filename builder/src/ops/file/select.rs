@@ -4,11 +4,12 @@ use kiln_frontend::glob::{has_wildcards, path_match};
 use kiln_frontend::graph::{CopyOp, CopySource};
 use kiln_frontend::ignore::PatternMatcher;
 use kiln_oci::path::ImagePath;
+use kiln_store::memo::Fingerprint;
 use kiln_store::rootdir::{Kind, Meta, Xattrs};
 use rayon::prelude::*;
 
 use super::source::{Place, SourceTree};
-use super::walk::{Visit, Walk};
+use super::walk::{Leaf, Visit, Walk};
 use super::{FileError, chmod};
 use crate::ops::{Fetched, git, http};
 
@@ -101,24 +102,26 @@ fn tree(key: &mut Key, selected: &Selected<'_>, parents: bool, exclude: &Pattern
         // As much as keeps all cores busy, and few enough directories to hold their descriptors.
         if done || files >= 2048 || batch.len() >= 64 {
             let jobs: Vec<_> = batch.iter().flat_map(|visit| visit.leaves.iter().map(move |leaf| (visit, leaf))).collect();
-            let prints: Result<Vec<_>, FileError> = jobs
-                .par_iter()
-                .with_min_len(16)
-                .map(|(visit, leaf)| match leaf.place.kind() {
-                    Kind::File if leaf.link_to.is_none() => visit.reader.fingerprint(&leaf.place).map(Some),
-                    _ => Ok(None),
-                })
-                .collect();
-            let mut prints = prints?.into_iter();
-            for visit in batch.drain(..) {
-                key.visit(&visit, &mut prints)?;
+            // When they are asked for, for one directory may hold a million files.
+            let mut prints = jobs.chunks(8192).flat_map(fingerprints);
+            for visit in &batch {
+                key.visit(visit, &mut prints)?;
             }
+            batch.clear();
             files = 0;
         }
         if done {
             return Ok(());
         }
     }
+}
+
+fn fingerprints(jobs: &[(&Visit<'_>, &Leaf<'_>)]) -> Vec<Result<Option<Fingerprint>, FileError>> {
+    let of = |(visit, leaf): &(&Visit<'_>, &Leaf<'_>)| match leaf.place.kind() {
+        Kind::File if leaf.link_to.is_none() => visit.reader.fingerprint(&leaf.place).map(Some),
+        _ => Ok(None),
+    };
+    jobs.par_iter().with_min_len(16).map(of).collect()
 }
 
 struct Key(blake3::Hasher);
@@ -141,7 +144,11 @@ impl Key {
         }
     }
 
-    fn visit(&mut self, visit: &Visit<'_>, prints: &mut impl Iterator<Item = Option<[u8; 32]>>) -> Result<(), FileError> {
+    fn visit(
+        &mut self,
+        visit: &Visit<'_>,
+        prints: &mut impl Iterator<Item = Result<Option<Fingerprint>, FileError>>,
+    ) -> Result<(), FileError> {
         if let Some(dir) = &visit.dir {
             self.bytes(b"dir");
             self.bytes(&visit.rel);
@@ -150,7 +157,7 @@ impl Key {
             }
         }
         for leaf in &visit.leaves {
-            let print = prints.next().flatten();
+            let print = prints.next().transpose()?.flatten();
             let meta = leaf.place.meta();
             if meta.kind == Kind::Socket && matches!(leaf.place, super::source::Place::View(_)) {
                 continue;

@@ -122,9 +122,10 @@ impl<'a, 'x> Walk<'a, 'x> {
     /// Goes into one directory; `None` if it turns out that nothing of it is selected.
     fn enter(&mut self, at: Waiting<'a>) -> Result<Option<Visit<'a>>, FileError> {
         let Waiting { rel, place, state, excluded } = at;
-        let mut files = Vec::new();
+        let children = place.children()?;
+        let mut leaves = Vec::with_capacity(children.len());
         let mut dirs = Vec::new();
-        for child in place.children()? {
+        for child in children {
             let is_dir = child.kind() == Kind::Dir;
             let mut below = rel.clone();
             if !below.is_empty() {
@@ -146,10 +147,10 @@ impl<'a, 'x> Walk<'a, 'x> {
                 let excluded = ignored.then(|| Arc::new(Excluded::new(below.clone(), child.clone(), excluded.clone())));
                 dirs.push(Waiting { rel: below, place: child, state: child_state, excluded });
             } else {
-                files.push(child);
+                leaves.push(self.leaf(child));
             }
         }
-        let wanted = !files.is_empty() || dirs.iter().any(|dir| dir.excluded.is_none());
+        let wanted = !leaves.is_empty() || dirs.iter().any(|dir| dir.excluded.is_none());
         if wanted && let Some(excluded) = &excluded {
             self.bring(excluded.above.as_ref());
             excluded.emitted.store(true, Ordering::Relaxed);
@@ -161,7 +162,6 @@ impl<'a, 'x> Walk<'a, 'x> {
             return Ok(None);
         }
         let reader = place.reader();
-        let leaves = files.into_iter().map(|file| self.leaf(file)).collect();
         Ok(Some(Visit { placed: self.placed(&rel), rel, dir: Some(place), leaves, reader }))
     }
 
