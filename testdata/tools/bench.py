@@ -102,22 +102,33 @@ class Round:
 
 def compare(o, mirror, work):
     """For each form, what each side took in each round; for each side, its memory, its bytes and the size of what it wrote."""
-    took, spent, sizes = {form: {} for form in FORMS}, {}, {}
+    took, spent, sizes, failed = {form: {} for form in FORMS}, {}, {}, {}
     forms = FORMS if work.again else FORMS[:1]
     for number in range(0 if o.memory else 1, o.rounds + 1):
         with contextlib.ExitStack() as stack:
             this = Round(stack, o, mirror, work, number)
             for side in this.order:
-                act, archive = this.act(side)
-                if number == 0:
-                    spent[side.name] = gauge.watched(side, this.folder, act)
+                if side.name in failed:
                     continue
-                for form in forms:
-                    took[form].setdefault(side.name, []).append(gauge.timed(act))
-                    print(f"{work.name}, {form}, round {number}: {side.name} {took[form][side.name][-1]:.3f} s", file=sys.stderr, flush=True)
+                act, archive = this.act(side)
+                try:
+                    if number == 0:
+                        spent[side.name] = gauge.watched(side, this.folder, act)
+                        continue
+                    for form in forms:
+                        took[form].setdefault(side.name, []).append(gauge.timed(act))
+                        print(f"{work.name}, {form}, round {number}: {side.name} {took[form][side.name][-1]:.3f} s", file=sys.stderr, flush=True)
+                except subprocess.CalledProcessError as error:
+                    if side.name == "kiln":
+                        raise
+                    failed[side.name] = sides.reason(error)
+                    print(f"{work.name}: {side.name} failed: {failed[side.name]}", file=sys.stderr, flush=True)
+                    continue
                 if archive:
                     sizes[side.name] = os.path.getsize(archive)
                     os.unlink(archive)
+    for form in forms:
+        took[form] = {name: seconds for name, seconds in took[form].items() if name not in failed}
     return {form: took[form] for form in forms}, {name: (*spent.get(name, (None, None)), sizes.get(name)) for name in took["cold"]}
 
 
@@ -199,7 +210,7 @@ def main():
                 text += ["## Against other builders", "", *lines, ""]
             if o.part != "works":
                 lines, bad = growth.table(o, facts["host"], put)
-                text += ["## Growth", "", *lines, "", f"Worse than linear: {'; '.join(bad) or 'none'}.", ""]
+                text += ["## Growth", "", *lines, "", f"Worse than linear: {'; '.join(bad) or 'nothing'}.", ""]
         except subprocess.CalledProcessError as error:
             sys.exit(f"{error}\n{(error.stderr or b'').decode(errors='replace')}")
         finally:

@@ -1,5 +1,5 @@
 """How kiln's cost grows with the work: what ten times as much takes must be ten times as much at most."""
-import dataclasses, pathlib, shutil, subprocess, sys, typing
+import dataclasses, pathlib, subprocess, sys, time, typing
 
 import gauge, sides, works
 from works import dockerfile
@@ -95,7 +95,7 @@ SERIES = [
 ]
 
 
-def measure(kiln, series, form, context, folder):
+def measure(kiln, series, form, context):
     """Seconds of one command, those of the processors, and the peak of its memory."""
     further = context / "Dockerfile.next"
     before = gauge.processor()
@@ -109,31 +109,38 @@ def measure(kiln, series, form, context, folder):
     return seconds, gauge.processor() - before, watch.peak
 
 
+def one_round(o, mirror, series, count, seed, seen):
+    """Adds what each form took to `seen`. A disk for each, so that none bears what others left; two inodes for a file, with room."""
+    with gauge.fresh_disk(24, 8192) as disk:
+        kiln = sides.Kiln(disk, mirror, o.kiln)
+        context = pathlib.Path(disk, "context")
+        context.mkdir()
+        dockerfile(context, "FROM busybox", "RUN true")
+        kiln.build(context)
+        series.make(context, seed, count)
+        if (context / "Dockerfile.next").exists():
+            kiln.build(context)
+        time.sleep(2.5)  # a file younger than two seconds is read again, for its times prove nothing yet
+        for form in series.forms:
+            seen[form].append(measure(kiln, series, form, context))
+
+
 def points(o, mirror, series, sizes):
-    """For each form, a list of (count, least seconds, least seconds of the processors, most memory)."""
+    """For each form, a list of (count, least seconds, least seconds of the processors, most memory); and why it ends early, if so."""
     found = {form: [] for form in series.forms}
     for count in sizes:
         seen = {form: [] for form in series.forms}
-        for number in range(o.rounds):
-            # Two inodes for a file, with room; a disk for each point, so that none bears what others left.
-            with gauge.fresh_disk(24, 8192) as disk:
-                kiln = sides.Kiln(disk, mirror, o.kiln)
-                context = pathlib.Path(disk, "context")
-                context.mkdir()
-                dockerfile(context, "FROM busybox", "RUN true")
-                kiln.build(context)
-                series.make(context, number, count)
-                if (context / "Dockerfile.next").exists():
-                    kiln.build(context)
-                gauge.time.sleep(2.5)  # a file younger than two seconds is read again, for its times prove nothing yet
-                for form in series.forms:
-                    seen[form].append(measure(kiln, series, form, context, disk))
+        try:
+            for number in range(o.rounds):
+                one_round(o, mirror, series, count, number, seen)
+        except subprocess.CalledProcessError as error:
+            return found, f"{count:,}: {sides.reason(error)}"
         for form, all in seen.items():
             seconds, processor, peak = zip(*all)
             found[form].append((count, min(seconds), min(processor), max(peak)))
             print(f"{series.name}, {form}: {count}: {min(seconds):.3f} s, processor {min(processor):.3f} s, {max(peak) >> 20} MB",
                   file=sys.stderr, flush=True)
-    return found
+    return found, None
 
 
 def marginal(points, which):
@@ -168,7 +175,10 @@ def table(o, mirror, put):
         if series.base:
             for count in sizes:
                 put(f"layers{count}", series.base(count))
-        for form, all in points(o, mirror, series, sizes).items():
+        found, failure = points(o, mirror, series, sizes)
+        if failure:
+            bad.append(f"{series.name} fails at {failure}")
+        for form, all in found.items():
             more, worse = verdict(all)
             for at, (count, seconds, processor, peak) in enumerate(all):
                 last = worse and at == len(all) - 1

@@ -6,6 +6,12 @@ import lab
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+def reason(error):
+    """The last thing that a command that failed said."""
+    lines = [line for line in (error.stderr or b"").decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else str(error)
+
+
 class Side:
     """A builder: a client that is started for each command, and what runs beside it all the time (`daemons`)."""
 
