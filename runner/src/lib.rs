@@ -54,8 +54,8 @@ pub use userns::{Entered, Refusal, Wish, enter};
 /// The first call in `main`, before any thread exists: returns at once in an ordinary process; when this process was started as a
 /// sandbox supervisor, or to guard a terminal, it becomes that and never returns.
 pub fn take_over() {
-    // Each thread's heap and each supervisor would have megabytes of zeros: with pages of two megabytes, 16 steps at once took 110
-    // MB, with those of 4 KiB 35, and no more time. The command gets back what it would have without kiln (`init`).
+    // Each thread's heap and each supervisor would have megabytes of zeros: with pages of two megabytes, 16 steps at once took 98
+    // MB, with those of 4 KiB 8, and no more time. The command gets back what it would have without kiln (`init`).
     let _ = sys::huge_pages(false);
     if supervise::is_supervisor() {
         leave(supervise::supervise());
