@@ -116,9 +116,10 @@ pub(super) fn number(field: &[u8]) -> Option<i64> {
     i64::try_from(value).ok()
 }
 
-/// Octal digits with spaces before, and a space or NULs after; nothing at all is 0.
+/// Octal digits with spaces before, and a space or NULs after; nothing at all is 0. To Python a number that begins with a NUL is
+/// 0, to Go it is what comes then, so it is none.
 fn octal(field: &[u8]) -> Option<i64> {
-    let start = field.iter().position(|b| !matches!(b, b' ' | 0)).unwrap_or(field.len());
+    let start = field.iter().position(|b| *b != b' ').unwrap_or(field.len());
     let digits = &field[start..];
     let end = digits.iter().position(|b| matches!(b, b' ' | 0)).unwrap_or(digits.len());
     if digits[end..].iter().any(|b| !matches!(b, b' ' | 0)) {

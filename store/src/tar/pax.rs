@@ -38,6 +38,10 @@ pub(super) fn parse(mut bytes: &[u8]) -> Result<Records, &'static str> {
         if matches!(key, b"path" | b"linkpath" | b"GNU.sparse.name") && value.contains(&0) {
             return Err("a PAX path holds a NUL");
         }
+        // POSIX has it that an empty value takes the header's own back; of these Python takes it as it is.
+        if value.is_empty() && matches!(key, b"path" | b"linkpath" | b"size") {
+            return Err("a PAX path or size is empty");
+        }
         if key == SPARSE_OFFSET || key == SPARSE_LENGTH {
             if (key == SPARSE_LENGTH) != expect_length {
                 return Err("the offsets and lengths of a sparse file do not alternate");
@@ -58,6 +62,11 @@ pub(super) fn parse(mut bytes: &[u8]) -> Result<Records, &'static str> {
         records.insert(SPARSE_MAP.to_vec(), sparse_map);
     }
     Ok(records)
+}
+
+/// The records that hold extended attributes: a range, as a global header may have 50,000 others, for each entry again.
+pub(super) fn xattrs(records: &Records) -> impl Iterator<Item = (&Vec<u8>, &Vec<u8>)> {
+    records.range(XATTR.to_vec()..).take_while(|(key, _)| key.starts_with(XATTR))
 }
 
 /// A decimal number that fits an `i64` and isn't negative.

@@ -1,6 +1,7 @@
 //! Hides in what order headers, extensions and content follow one another in an archive.
 
 use std::io::{self, Read};
+use std::sync::Arc;
 
 use super::header::{self, BLOCK, Block};
 use super::pax::{self, Records};
@@ -10,6 +11,9 @@ use crate::rootdir::{Kind, Timestamp, Xattrs};
 
 /// As much as an extended header, a long name or the map of a sparse file may take (CVE-2025-58183).
 const MAX_EXTENSION: u64 = 1 << 20;
+
+/// To Python and Go it is no header when one of these is no number, also where it means nothing.
+const NUMBERS: [(usize, usize); 6] = [header::MODE, header::UID, header::GID, header::MTIME, header::MAJOR, header::MINOR];
 
 /// Why an archive can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +54,7 @@ pub struct Reader<R> {
     /// Bytes of content not read yet, and of padding after them.
     left: u64,
     padding: u64,
-    global: Records,
+    global: Arc<Records>,
     done: bool,
 }
 
@@ -67,7 +71,7 @@ type Result<T> = std::result::Result<T, TarError>;
 impl<R: Read> Reader<R> {
     /// Reads the archive that `inner` gives.
     pub fn new(inner: R) -> Self {
-        Self { inner, at: 0, left: 0, padding: 0, global: Records::new(), done: false }
+        Self { inner, at: 0, left: 0, padding: 0, global: Arc::default(), done: false }
     }
 
     /// The stream below, which may have more to give after the archive's end.
@@ -94,7 +98,11 @@ impl<R: Read> Reader<R> {
             };
             let size =
                 block.number(header::SIZE).and_then(|n| u64::try_from(n).ok()).ok_or(refused("its size is not a number"))?;
-            match block.0[header::TYPE] {
+            let kind = block.0[header::TYPE];
+            if NUMBERS.iter().any(|field| block.number(*field).is_none()) {
+                return Err(refused("one of its fields is not a number"));
+            }
+            match kind {
                 b'x' => {
                     // GNU tar and Go let the second one win, Python the first.
                     if extensions.pax.is_some() {
@@ -108,13 +116,13 @@ impl<R: Read> Reader<R> {
                     if records.keys().any(|k| own(k)) {
                         return Err(refused("a global header gives all entries one name or size"));
                     }
-                    self.global.extend(records);
+                    Arc::make_mut(&mut self.global).extend(records);
                     if self.global.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>() as u64 > MAX_EXTENSION {
                         return Err(refused("its global headers are too large"));
                     }
                 }
                 kind @ (b'L' | b'K') => {
-                    let text = header::until_nul(&self.extension(at, size)?).to_vec();
+                    let text = self.long_name(at, size)?;
                     let slot = if kind == b'L' { &mut extensions.name } else { &mut extensions.link };
                     if slot.replace(text).is_some() {
                         return Err(refused("two long names precede one entry"));
@@ -163,15 +171,22 @@ impl<R: Read> Reader<R> {
 
     fn entry(&mut self, at: u64, block: &Block, size: u64, extensions: Extensions) -> Result<Entry> {
         let refused = |reason| TarError::Refused { at, reason };
-        let mut records = self.global.clone();
-        records.extend(extensions.pax.unwrap_or_default());
-        let get = |key: &[u8]| records.get(key).filter(|v| !v.is_empty());
+        // An empty value takes a global one back.
+        let (global, records) = (Arc::clone(&self.global), extensions.pax.unwrap_or_default());
+        let get = |key: &[u8]| records.get(key).or_else(|| global.get(key)).filter(|v| !v.is_empty());
 
-        let mut path = if block.is_ustar() && !block.text(header::PREFIX).is_empty() {
+        let flag = block.0[header::TYPE];
+        let has_prefix = !block.text(header::PREFIX).is_empty();
+        // Python reads it in every dialect but of the types that only GNU tar writes.
+        if has_prefix && (block.is_ustar() == (flag == b'S')) {
+            return Err(refused("its name goes on in a field that its dialect does not have"));
+        }
+        let mut path = if has_prefix && block.is_ustar() {
             [block.text(header::PREFIX), b"/", block.text(header::NAME)].concat()
         } else {
             block.text(header::NAME).to_vec()
         };
+        let ends_in_slash = path.ends_with(b"/");
         let mut link = block.text(header::LINK).to_vec();
         for (field, pax, gnu) in [(&mut path, get(b"path"), extensions.name), (&mut link, get(b"linkpath"), extensions.link)] {
             match (pax, gnu) {
@@ -181,8 +196,9 @@ impl<R: Read> Reader<R> {
                 (None, None) => {}
             }
         }
-        let flag = block.0[header::TYPE];
         let kind = match flag {
+            // To Go the longer name tells, to Python the header's.
+            0 if path.ends_with(b"/") != ends_in_slash => return Err(refused("it is a directory by one of its names only")),
             // Archives older than USTAR have no type for it.
             0 if path.ends_with(b"/") => EntryKind::Node(Kind::Dir),
             // A directory to GNU tar, a file to Go.
@@ -202,8 +218,11 @@ impl<R: Read> Reader<R> {
             Some(text) => pax::decimal(text).ok_or(refused("its PAX size is not a number"))?,
             None => size,
         };
-        // The size of anything else says nothing about what follows: Go, Python and GNU tar agree on hard links, which
-        // some archivers give the size of their target.
+        // Of a hard link, whose header some archivers give the size of its target, all agree that nothing follows; of the others,
+        // or by a PAX size, GNU tar goes on behind as many bytes, and Go, Python and busybox right here.
+        if stored > 0 && !is_file && (kind != EntryKind::HardLink || get(b"size").is_some()) {
+            return Err(refused("it has a size, but is of a type that has no content"));
+        }
         self.left = if is_file { stored } else { 0 };
         self.padding = self.left.wrapping_neg() % BLOCK as u64;
 
@@ -230,9 +249,9 @@ impl<R: Read> Reader<R> {
             number(field, key, reason).and_then(|n| u32::try_from(n).map_err(|_| refused(reason)))
         };
         let mut xattrs = Xattrs::new();
-        for (key, value) in &records {
-            if let Some(name) = key.strip_prefix(pax::XATTR).filter(|n| !n.is_empty()) {
-                xattrs.insert(name.to_vec(), value.clone());
+        for (key, value) in [&*global, &records].into_iter().flat_map(pax::xattrs) {
+            if key.len() > pax::XATTR.len() {
+                xattrs.insert(key[pax::XATTR.len()..].to_vec(), value.clone());
             }
         }
         Ok(Entry {
@@ -317,6 +336,18 @@ impl<R: Read> Reader<R> {
         self.fill(&mut content)?;
         self.padding = size.wrapping_neg() % BLOCK as u64;
         Ok(content)
+    }
+
+    /// The content of a GNU header for a long name. Python looks for its end in the padding, too.
+    fn long_name(&mut self, at: u64, size: u64) -> Result<Vec<u8>> {
+        let mut text = self.extension(at, size)?;
+        let mut padding = vec![0; std::mem::take(&mut self.padding) as usize];
+        self.fill(&mut padding)?;
+        if padding.iter().any(|b| *b != 0) {
+            return Err(TarError::Refused { at, reason: "a long name goes on behind its end" });
+        }
+        text.truncate(header::until_nul(&text).len());
+        Ok(text)
     }
 
     /// The next header block; `None` at the end, marked by two blocks of zeros or not at all.

@@ -6,6 +6,8 @@ use std::process::Command;
 use super::header::{self, Block};
 use super::*;
 
+mod differential;
+
 /// A header block with these fields, and no more than that.
 fn head(name: &[u8], kind: u8, size: u64) -> Vec<u8> {
     let mut block = Block::zeroed();
@@ -112,7 +114,15 @@ fn size_and_name_rules_are_those_of_others_or_refused() {
             vec![gnu_name(b'L', &long), pax(&[("size", b"3")]), file(b"a", 0, b"abc"), file(b"b", 0, b""), end()],
             None,
         ),
-        ("PAX size on a directory", vec![pax(&[("size", b"512")]), head(b"d/", b'5', 0), file(b"b", 1, b"y"), end()], None),
+        (
+            "PAX size on a directory",
+            vec![pax(&[("size", b"512")]), head(b"d/", b'5', 0), file(b"b", 1, b"y"), end()],
+            Some("no content"),
+        ),
+        ("size of a directory", vec![head(b"d/", b'5', 512), file(b"b", 0, b""), end()], Some("no content")),
+        ("size of a symbolic link", vec![head(b"l", b'2', 3), file(b"b", 0, b""), end()], Some("no content")),
+        ("empty PAX path", vec![pax(&[("path", b"")]), file(b"a", 0, b""), end()], Some("is empty")),
+        ("empty PAX size", vec![pax(&[("size", b"")]), file(b"a", 0, b""), end()], Some("is empty")),
         ("size of a hard link", vec![file(b"a", 3, b"abc"), head(b"l", b'1', 3), file(b"b", 1, b"y"), end()], None),
         ("PAX size, negative", vec![pax(&[("size", b"-1")]), file(b"a", 0, b""), end()], Some("PAX size")),
         ("PAX size, huge", vec![pax(&[("size", b"99999999999999999999")]), file(b"a", 0, b""), end()], Some("PAX size")),
@@ -184,6 +194,7 @@ fn numbers_are_read_in_every_spelling() {
         (b"   644 \0", Some(0o644)),
         (b"644     ", Some(0o644)),
         (b"\0\0\0\0\0\0\0\0", Some(0)),
+        (b"\0000644\0", None),
         (b"        ", Some(0)),
         (b"77777777", Some(0o77_777_777)),
         (b"0000648\0", None),
