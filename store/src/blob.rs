@@ -185,6 +185,19 @@ impl BlobWriter {
         self
     }
 
+    /// Refuses a blob that is announced with more bytes than the disk has room for, before it is full of the first part of them.
+    ///
+    /// # Errors
+    /// [`Error::Io`] (`ENOSPC`).
+    pub fn fitting(self, bytes: u64) -> Result<Self> {
+        let folder = self.store.root();
+        let found = rustix::fs::statvfs(folder).map_err(Error::io("ask for the room at", folder))?;
+        match bytes <= found.f_bfree.saturating_mul(found.f_frsize) {
+            true => Ok(self),
+            false => Err(Error::io("find room for a blob in", folder)(rustix::io::Errno::NOSPC)),
+        }
+    }
+
     /// How many bytes were written.
     pub fn written(&self) -> u64 {
         self.written

@@ -168,6 +168,12 @@ impl RootDir {
         }
     }
 
+    /// The bytes that are free on its file system, those kept for root among them.
+    pub fn room(&self) -> Result<u64> {
+        let found = rustix::fs::fstatvfs(&self.fd).map_err(|e| self.error("ask for the room at", b"", e))?;
+        Ok(found.f_bfree.saturating_mul(found.f_frsize))
+    }
+
     /// When the directory itself was made, which tells it from another that was given its inode; `None` where the file system
     /// doesn't say.
     pub fn born(&self) -> Result<Option<Timestamp>> {

@@ -70,6 +70,11 @@ impl Entry {
         }
     }
 
+    /// How many bytes of content the archive holds for it: of a sparse file, without the holes.
+    pub fn stored(&self) -> u64 {
+        self.sparse.as_ref().map_or(self.size, |regions| regions.iter().map(|region| region.length).sum())
+    }
+
     /// A directory of root's with mode 0755 and the time 0; its name ends in a slash by custom.
     pub fn dir(path: impl Into<Vec<u8>>) -> Self {
         Self { kind: EntryKind::Node(Kind::Dir), mode: 0o755, ..Self::file(path, 0) }

@@ -16,6 +16,8 @@ use crate::rootdir::{FsError, Kind, Meta, RootDir, Xattrs};
 
 /// As many symbolic links as the kernel follows in one path (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
+/// Names that links may put on the way in all. 40 of them with 2,000 names each would make every entry of an archive take a second.
+const MAX_LINKED_NAMES: usize = 4096;
 
 /// Why a path can't be read in the merged tree.
 #[derive(Debug, thiserror::Error)]
@@ -226,11 +228,13 @@ pub(crate) struct Steps {
     /// Last first.
     names: Vec<Vec<u8>>,
     links: u32,
+    /// Names that links have put in front so far.
+    added: usize,
 }
 
 impl Steps {
     pub(crate) fn new(path: &ImagePath) -> Self {
-        Self { names: path.components().rev().map(<[u8]>::to_vec).collect(), links: 0 }
+        Self { names: path.components().rev().map(<[u8]>::to_vec).collect(), links: 0, added: 0 }
     }
 
     pub(crate) fn next(&mut self) -> Option<Vec<u8>> {
@@ -241,12 +245,14 @@ impl Steps {
         self.names.is_empty()
     }
 
-    /// Puts the names of a link's target before the rest; false when there were too many links.
+    /// Puts the names of a link's target before the rest; false when there were too many links, or too many names in them.
     pub(crate) fn follow(&mut self, target: &[u8]) -> bool {
         self.links += 1;
+        let before = self.names.len();
         let names = target.split(|b| *b == b'/').rev().filter(|n| !n.is_empty() && *n != b".");
         self.names.extend(names.map(<[u8]>::to_vec));
-        self.links <= MAX_LINKS
+        self.added += self.names.len() - before;
+        self.links <= MAX_LINKS && self.added <= MAX_LINKED_NAMES
     }
 }
 

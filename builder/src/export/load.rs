@@ -73,7 +73,7 @@ impl Archive {
             let path = path.trim_start_matches("./").trim_end_matches('/').to_owned();
             match entry.kind {
                 EntryKind::Node(Kind::File) => {
-                    let mut writer = engine.store.blobs().writer()?;
+                    let mut writer = engine.store.blobs().writer()?.fitting(entry.size)?;
                     io::copy(&mut tar, &mut writer).map_err(fail)?;
                     let (digest, size) = writer.commit(None)?;
                     archive.files.insert(path, Stored { digest, size });
@@ -258,10 +258,13 @@ impl Archive {
     /// A blob that has the digest that its descriptor says.
     fn proved(&self, blob: &Descriptor) -> Result<&Stored, Error> {
         let stored = self.find(&blob_path(blob))?;
-        match stored.digest == blob.digest {
-            true => Ok(stored),
-            false => Err(self.invalid(format!("the blob `{}` has another digest", blob.digest))),
+        if stored.digest != blob.digest {
+            return Err(self.invalid(format!("the blob `{}` has another digest", blob.digest)));
         }
+        if stored.size != blob.size {
+            return Err(self.invalid(format!("the blob `{}` has another size than is said of it", blob.digest)));
+        }
+        Ok(stored)
     }
 }
 

@@ -21,6 +21,7 @@ mod files_out;
 mod forms;
 mod fsck;
 mod handover;
+mod hostile;
 mod hosts;
 mod interop;
 mod interrupted;

@@ -190,11 +190,12 @@ impl Unpacker<'_> {
 
     fn file(&mut self, path: &ImagePath, entry: &Entry, attrs: &Attrs) -> Result<()> {
         let write = |source| UnpackError::Write { path: entry.path.clone(), source };
-        let stored = entry.sparse.as_ref().map_or(entry.size, |regions| regions.iter().map(|r| r.length).sum());
+        let stored = entry.stored();
         self.stats.bytes = self.stats.bytes.saturating_add(stored);
         if let Some(max) = self.options.max_bytes.filter(|max| self.stats.bytes > *max) {
             return Err(UnpackError::TooLarge { max });
         }
+        self.upper.check_room(path, stored).map_err(write)?;
         if entry.sparse.is_none() && entry.size <= BUFFER as u64 {
             let size = entry.size as usize;
             let mut filled = 0;

@@ -24,6 +24,9 @@ use crate::view::{Node, View, ViewError};
 /// Descriptors that the writer keeps open at most, beside the one being used; more would not survive `ulimit -n 256`.
 const MAX_DESCRIPTORS: usize = 96;
 
+/// Files of so many bytes are written only where there's room for them.
+const WORTH_ASKING: u64 = 32 << 20;
+
 /// Why a change can't be written.
 #[derive(Debug, thiserror::Error)]
 pub enum UpperError {
@@ -77,6 +80,19 @@ pub enum UpperError {
     /// The name means a deleted file in a layer.
     #[error("`{0}` cannot stand in a layer: names that begin with `.wh.` mean deleted files there")]
     ReservedName(ImagePath),
+    /// A character device 0:0.
+    #[error("`{0}` is the device 0:0, which means a deleted file to an overlay")]
+    WhiteoutDevice(ImagePath),
+    /// A file that can't be written whole.
+    #[error("`{path}` has {needed} bytes, and the disk has room for {room}")]
+    NoRoom {
+        /// The file.
+        path: ImagePath,
+        /// Its bytes.
+        needed: u64,
+        /// The bytes that are free where the store is.
+        room: u64,
+    },
     /// uid or gid 4294967295, which chown(2) reads as "leave it".
     #[error("`{0}` is owned by user or group 4294967295, which is no owner")]
     NoOwner(ImagePath),
@@ -275,11 +291,14 @@ impl UpperWriter {
         Ok(dir.set_attrs_of_node(name, Kind::Symlink, attrs)?)
     }
 
-    /// Writes a fifo or device node. The device 0:0 is a whiteout to an overlay, so that one is refused (`EINVAL`).
+    /// Writes a fifo or device node. The device 0:0 is a whiteout to an overlay, so that one is refused.
     pub fn mknod(&self, path: &ImagePath, kind: Kind, rdev: (u32, u32), attrs: &Attrs) -> Result<()> {
         check_owner(path, attrs)?;
         let (dir, name) = self.place(path, attrs)?;
-        if !matches!(kind, Kind::Fifo | Kind::Char | Kind::Block) || (kind == Kind::Char && rdev == (0, 0)) {
+        if kind == Kind::Char && rdev == (0, 0) {
+            return Err(UpperError::WhiteoutDevice(path.clone()));
+        }
+        if !matches!(kind, Kind::Fifo | Kind::Char | Kind::Block) {
             return Err(dir.error("create node", name, Errno::INVAL).into());
         }
         self.replacing(path, || dir.mknod(name, kind, rdev))?;
@@ -335,6 +354,16 @@ impl UpperWriter {
         let mut state = self.lock();
         let id = state.enter(path, &implied_dir(None), self.style)?.0;
         state.set_opaque(id, false, self.style)
+    }
+
+    /// Refuses a file for which there's no room, before the disk is full of the first part of it: a kilobyte of an archive can say
+    /// that it holds a petabyte. Small files aren't worth the question.
+    pub fn check_room(&self, path: &ImagePath, needed: u64) -> Result<()> {
+        if needed < WORTH_ASKING {
+            return Ok(());
+        }
+        let room = self.lock().open_upper(ROOT)?.room()?;
+        if needed <= room { Ok(()) } else { Err(UpperError::NoRoom { path: path.clone(), needed, room }) }
     }
 
     /// How many times something this upper had was replaced by something else of the same name.

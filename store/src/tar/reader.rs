@@ -11,6 +11,8 @@ use crate::rootdir::{Kind, Timestamp, Xattrs};
 
 /// As much as an extended header, a long name or the map of a sparse file may take (CVE-2025-58183).
 const MAX_EXTENSION: u64 = 1 << 20;
+/// As much as may follow the end. Archivers fill up a block of some kilobytes; a compressed stream can hold terabytes of zeros.
+const MAX_BEHIND: u64 = 64 << 20;
 
 /// To Python and Go it is no header when one of these is no number, also where it means nothing.
 const NUMBERS: [(usize, usize); 6] = [header::MODE, header::UID, header::GID, header::MTIME, header::MAJOR, header::MINOR];
@@ -137,12 +139,18 @@ impl<R: Read> Reader<R> {
     pub fn drain(&mut self) -> Result<bool> {
         self.skip()?;
         self.done = true;
-        let mut zeros = true;
+        let (mut zeros, mut behind) = (true, 0u64);
         let mut buffer = [0; 16 << 10];
         loop {
             match self.inner.read(&mut buffer) {
                 Ok(0) => return Ok(zeros),
-                Ok(n) => zeros &= buffer[..n].iter().all(|b| *b == 0),
+                Ok(n) => {
+                    zeros &= buffer[..n].iter().all(|b| *b == 0);
+                    behind += n as u64;
+                    if behind > MAX_BEHIND {
+                        return Err(TarError::Refused { at: self.at, reason: "more than 64 MiB follow the end of the archive" });
+                    }
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e.into()),
             }

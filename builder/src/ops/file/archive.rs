@@ -22,6 +22,8 @@ use super::source::{Place, Reader as SourceReader};
 use crate::context::ContextNode;
 
 const MAX_LINKS: usize = 40;
+/// Names that the links on the way to an entry may have in all, as where layers are unpacked.
+const MAX_LINKED_NAMES: usize = 4096;
 
 /// Why an archive can't be unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -189,6 +191,7 @@ impl Unpacker<'_> {
         }
         let attrs = self.attrs(entry);
         if entry.kind == EntryKind::Node(Kind::File) {
+            self.upper.check_room(&path, entry.stored())?;
             self.newest = self.newest.max(attrs.mtime.map(|time| time.secs));
         }
         match entry.kind {
@@ -256,7 +259,7 @@ impl Unpacker<'_> {
         }
         let mut waiting: Vec<Vec<u8>> = dir.components().rev().map(<[u8]>::to_vec).collect();
         let mut at = ImagePath::root();
-        let mut links = 0;
+        let (mut links, mut added) = (0, 0);
         let below = |at: &ImagePath| self.dest.join(at.relative());
         while let Some(name) = waiting.pop() {
             if name == b".." {
@@ -268,7 +271,7 @@ impl Unpacker<'_> {
             match self.upper.lookup(&real)?.map(|meta| meta.kind) {
                 Some(Kind::Symlink) => {
                     links += 1;
-                    if links > MAX_LINKS {
+                    if links > MAX_LINKS || added > MAX_LINKED_NAMES {
                         return Err(ArchiveError::TooManyLinks(path.clone()));
                     }
                     let target = match self.links.get(&real) {
@@ -282,7 +285,9 @@ impl Unpacker<'_> {
                         at = ImagePath::root();
                     }
                     let names = target.split(|b| *b == b'/').rev().filter(|n| !n.is_empty() && *n != b".");
+                    let before = waiting.len();
                     waiting.extend(names.map(<[u8]>::to_vec));
+                    added += waiting.len() - before;
                 }
                 None | Some(Kind::Dir) => at = next,
                 Some(_) => return Err(ArchiveError::NotADirectory { path: path.clone(), at: real }),
