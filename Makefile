@@ -75,3 +75,10 @@ lint:
 # Forgets the base images and contexts that tests keep between runs.
 clean-test:
 	rm -rf "$${KILN_TEST_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/kiln-test}"
+
+# A part of `make torture`: every hostile archive in every mode, and 10,000 generated ones beside what other readers say of them.
+.PHONY: torture-archives
+torture: torture-archives
+torture-archives:
+	KILN_TEST_FULL=1 cargo test -p kiln --test it -- hostile --nocapture
+	KILN_TEST_TARS=10000 cargo test -p kiln-store --lib tar::tests::differential -- --nocapture
