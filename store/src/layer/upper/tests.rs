@@ -74,7 +74,7 @@ fn what_cannot_be_written_says_why() {
     let mut broken = std::io::Read::chain(&b"abc"[..], Broken);
     let error = writer.put_file(&"/b".into(), Content::Reader(&mut broken), &mine).unwrap_err();
     assert_eq!(error.to_string(), "cannot read the content of `/b`");
-    assert!(matches!(writer.mknod(&"/c".into(), Kind::Char, (0, 0), &mine), Err(UpperError::Fs(_))));
+    assert!(matches!(writer.mknod(&"/c".into(), Kind::Char, (0, 0), &mine), Err(UpperError::WhiteoutDevice(_))));
 }
 
 struct Broken;
