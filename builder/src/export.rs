@@ -5,6 +5,7 @@ pub mod assemble;
 pub mod daemon;
 pub(crate) mod destination;
 pub(crate) mod early;
+pub(crate) mod draft;
 pub(crate) mod files;
 pub(crate) mod folder;
 pub mod form;

@@ -237,10 +237,11 @@ class Home:
             return False
         return target.startswith(str(self.path)) or target[:1] not in ("/", "") and ":[" not in target and target != "?"
 
-    def result(self, looks, n):
+    def result(self, looks, n, finished=True):
         """The result of the command, as something that can be compared; None where there is none."""
         if looks == "archive":
-            return digest(self.path / "out.tar")
+            beside = [] if not finished else sorted(path.name for path in self.path.iterdir() if path.name.startswith(".kiln-"))
+            return f"{digest(self.path / 'out.tar')} {beside or ''}" if (self.path / "out.tar").exists() else None
         if looks == "folder":
             return tree(self.path / "out")
         if looks.startswith("saved"):
@@ -386,7 +387,7 @@ def check(home, command, kind, n, reference, worker):
             wrong.append("names no path")
         if kind == "interrupted":
             wrong.append("doesn't try again")
-    result = home.result(command.looks, worker)
+    result = home.result(command.looks, worker, outcome.code == 0)
     # A folder is written in place.
     partly = outcome.code != 0 and (result is None or command.looks == "folder")
     if command.looks and result != reference.result and not partly:

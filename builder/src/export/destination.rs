@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use super::draft;
 use crate::error::Error;
 
 /// Has `write` write a file, or standard output without a `path`. What isn't a plain file (a pipe, a device) is written to as it is.
@@ -20,7 +21,8 @@ pub(crate) fn write(path: Option<&Path>, write: impl FnOnce(&mut dyn Write) -> R
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let draft = tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder).map_err(Error::output(path))?;
+    draft::sweep(folder);
+    let draft = tempfile::Builder::new().prefix(&draft::prefix()).tempfile_in(folder).map_err(Error::output(path))?;
     buffered(draft.as_file(), path, write)?;
     // Temporary files are private; this one was asked for.
     let shared = std::fs::Permissions::from_mode(0o644);

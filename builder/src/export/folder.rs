@@ -13,6 +13,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::event::Task;
 use crate::export::archive::{Blob, IMAGE_NAME, Member, blobs, index, json, texts};
+use crate::export::draft;
 use crate::request::ArchiveFormat;
 
 /// Writes images into `folder`. A blob that is there already stays; the index, which comes last, keeps what it said about other
@@ -28,6 +29,8 @@ pub(super) fn write(
     task.status(status, 0, None);
     let place = folder.join("blobs/sha256");
     fs::create_dir_all(&place).map_err(Error::output(&place))?;
+    draft::sweep(&place);
+    draft::sweep(folder);
     for (hex, blob) in blobs(members) {
         engine.check()?;
         let path = place.join(hex);
@@ -84,7 +87,8 @@ fn put(folder: &Path, path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()
     let fail = Error::output(path);
     let write = || {
         let rights = fs::Permissions::from_mode(0o644);
-        let mut draft: NamedTempFile = tempfile::Builder::new().prefix(".kiln-").permissions(rights).tempfile_in(folder)?;
+        let mut draft: NamedTempFile =
+            tempfile::Builder::new().prefix(&draft::prefix()).permissions(rights).tempfile_in(folder)?;
         fill(draft.as_file_mut())?;
         draft.persist(path).map_err(|error| error.error)?;
         Ok(())

@@ -15,13 +15,23 @@ use super::{Part, Sink, walk};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::event::Task;
+use crate::export::draft;
 
 /// Writes the parts into the folder `dest`, and says how many bytes its files have. With `delete` what was there before goes away,
 /// in each directory after all that belongs there was written.
 pub(super) fn write(engine: &Engine, parts: &[Part<'_>], dest: &Path, delete: bool, task: &Task) -> Result<u64, Error> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dest).map_err(Error::output(dest))?;
     let root = RootDir::open(dest)?;
-    let mut folder = Folder { root: root.try_clone()?, open: vec![Level::new(root)], delete, bytes: 0, serial: 0, task };
+    sweep(&root)?;
+    let mut folder = Folder {
+        root: root.try_clone()?,
+        open: vec![Level::new(root)],
+        delete,
+        bytes: 0,
+        serial: 0,
+        prefix: draft::prefix(),
+        task,
+    };
     for part in parts {
         if let Some(name) = &part.folder {
             folder.descend(name)?;
@@ -49,6 +59,7 @@ struct Folder<'a> {
     delete: bool,
     bytes: u64,
     serial: u64,
+    prefix: String,
     task: &'a Task,
 }
 
@@ -83,10 +94,14 @@ impl Folder<'_> {
         if level.dir.stat(name)?.is_some_and(|meta| meta.kind != Kind::Dir) {
             level.dir.unlink(name)?;
         }
-        if level.dir.stat(name)?.is_none() {
+        let is_new = level.dir.stat(name)?.is_none();
+        if is_new {
             level.dir.mkdir(name)?;
         }
         let below = level.dir.child(name)?;
+        if !is_new {
+            sweep(&below)?;
+        }
         self.open.push(Level::new(below));
         Ok(())
     }
@@ -114,7 +129,7 @@ impl Folder<'_> {
     /// Makes something under a name that nobody has, and gives it the name `name`.
     fn place(&mut self, name: &[u8], make: impl FnOnce(&RootDir, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
         self.serial += 1;
-        let draft = format!(".kiln-{}-{}", std::process::id(), self.serial).into_bytes();
+        let draft = format!("{}{}", self.prefix, self.serial).into_bytes();
         let level = self.here()?;
         level.names.insert(name.to_vec());
         // Of a process with the same number that died.
@@ -155,6 +170,14 @@ impl Folder<'_> {
         self.task.status("copying files", self.bytes, None);
         Ok(())
     }
+}
+
+/// Takes away what a kiln that was killed left in a directory that is written to again.
+fn sweep(dir: &RootDir) -> Result<(), Error> {
+    for name in dir.names()?.iter().filter(|name| draft::is_abandoned(name)) {
+        dir.remove_all(name)?;
+    }
+    Ok(())
 }
 
 /// Sets what this file system and this caller may set: without attributes where they are refused, as BuildKit's client does.
