@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 use serde::{Deserialize, Serialize};
 
@@ -149,7 +149,7 @@ pub fn enter(wish: &Wish) -> Result<Entered, RunError> {
         found = Some(Mode::Nested);
     }
     if found.is_none() && other {
-        match try_namespaces() {
+        match try_namespaces()? {
             Ok(()) => {
                 let (mode, more) = change_namespace(wish, was_root)?;
                 more.into_iter().for_each(|(mode, why)| refuse(mode, why));
@@ -219,10 +219,14 @@ fn is_root_of_machine(is_root: bool, may_mount: bool) -> Result<(), (String, Str
 }
 
 /// Makes namespaces and a mount in a child that ends with them.
-fn try_namespaces() -> Result<(), Obstacle> {
+fn try_namespaces() -> Result<Result<(), Obstacle>, RunError> {
     let other = |error: io::Error| failed(Stage::Unshare, &error);
-    let (mut from_child, to_parent) = pipe().map_err(other)?;
-    match sys::fork_here().map_err(other)? {
+    let forked = pipe().and_then(|pipe| Ok((pipe, sys::fork_here()?)));
+    let ((mut from_child, to_parent), fork) = match forked {
+        Ok(forked) => forked,
+        Err(error) => return Ok(Err(other(error))),
+    };
+    match fork {
         Fork::Child => {
             drop(from_child);
             let _ = wire::send(&mut File::from(to_parent), &namespaces_and_mount());
@@ -231,12 +235,15 @@ fn try_namespaces() -> Result<(), Obstacle> {
         Fork::Parent { pid, .. } => {
             drop(to_parent);
             let said = wire::receive::<Result<(), Obstacle>>(&mut from_child);
-            reap(pid);
+            let signal = reap(pid).and_then(|status| status.terminating_signal());
             match said {
-                Ok(Some(said)) => said,
-                // A filter may kill instead of refusing.
-                Ok(None) => Err(Obstacle { stage: Stage::Unshare, errno: Errno::PERM.raw_os_error() }),
-                Err(error) => Err(other(error)),
+                Ok(Some(said)) => Ok(said),
+                // A filter may kill instead of refusing, and does it by this signal.
+                Ok(None) if signal.is_none_or(|signal| signal == Signal::SYS.as_raw()) => {
+                    Ok(Err(Obstacle { stage: Stage::Unshare, errno: Errno::PERM.raw_os_error() }))
+                }
+                Ok(None) => Err(killed("the process that tries what this host allows")),
+                Err(error) => Ok(Err(other(error))),
             }
         }
     }
@@ -321,11 +328,7 @@ fn change_namespace(wish: &Wish, is_root: bool) -> Result<(Option<Mode>, Refusal
         Granted::Whole => return Ok((Some(whole), refused)),
         Granted::One { said } => (said, false),
         Granted::Half { said } => (said, true),
-        // Another mode has another store: it would look empty.
-        Granted::Lost => {
-            let reason = "the process that gives ids to the user namespace was killed".to_owned();
-            return Err(RunError::Unavailable { reason, remedy: "run kiln again".to_owned() });
-        }
+        Granted::Lost => return Err(killed("the process that gives ids to the user namespace")),
         Granted::Nothing { errno } => {
             refused.push((whole, explain(&Obstacle { stage: Stage::Map, errno }, &facts())));
             return Ok((None, refused));
@@ -345,6 +348,11 @@ fn change_namespace(wish: &Wish, is_root: bool) -> Result<(Option<Mode>, Refusal
             (None, refused)
         }
     })
+}
+
+/// No mode is chosen on the word of a process that could not speak: another mode has another store, which would look empty.
+fn killed(who: &str) -> RunError {
+    RunError::Unavailable { reason: format!("{who} was killed"), remedy: "run kiln again".to_owned() }
 }
 
 fn not_granted(wish: &Wish, is_root: bool, uid: u32) -> String {
@@ -531,6 +539,11 @@ fn pipe() -> io::Result<(File, OwnedFd)> {
     Ok((File::from(read), write))
 }
 
-fn reap(pid: Pid) {
-    while matches!(rustix::process::waitpid(Some(pid), WaitOptions::empty()), Err(Errno::INTR)) {}
+fn reap(pid: Pid) -> Option<WaitStatus> {
+    loop {
+        match rustix::process::waitpid(Some(pid), WaitOptions::empty()) {
+            Err(Errno::INTR) => {}
+            outcome => return outcome.ok().flatten().map(|(_, status)| status),
+        }
+    }
 }

@@ -69,3 +69,65 @@ fn sixty_four_open_files_are_enough() {
     crate::support::home::finish(&mut command).ok();
     home.left_nothing();
 }
+
+/// F07, F08: a disk of 24 MB, in a mount namespace of the test's own. What COPY and RUN couldn't write is gone afterwards, `prune` works
+/// with nothing free at all, and then there is room again. Exit codes from 90 on say which line was not as it should be.
+const FULL_DISK: &str = r#"
+S=$1 K=$2 C=$3
+mount -t tmpfs -o size=24m,mode=755 kiln-small $S || exit 90
+export KILN_ROOT=$S/store
+$K build -q -t small $C/small || exit 91
+for what in copy run; do
+    $K build -t never $C/$what 2> $C/said && exit 92
+    cat $C/said
+    grep -q 'free some space' $C/said && grep -q 'No space left on device' $C/said || exit 93
+done
+# A build that fits says that nothing was left.
+$K build -q -t fits $C/fits || exit 94
+$K rmi -f fits && $K prune -a -f || exit 94
+dd if=/dev/zero of=$S/fill bs=64k 2> /dev/null
+$K build -t never $C/other 2> $C/said && exit 95
+cat $C/said
+$K rmi -f small && $K prune -a -f || exit 96
+[ -z "$(ls -A $S/store/ingest)$(ls -A $S/store/trash)$(ls -A $S/store/locks)" ] || exit 97
+rm $S/fill
+$K build -q -t small $C/small || exit 98
+"#;
+
+#[test]
+fn a_full_disk_fails_one_build_and_can_be_pruned() {
+    const TEST: &str = "a_full_disk_fails_one_build_and_can_be_pruned";
+    if own_uid() != 0 || WAYS.iter().any(|(asked, _)| std::env::var_os(asked).is_some()) {
+        return skipped(TEST, "it mounts a small disk, and looks into root's own store");
+    }
+    let home = Home::new();
+    let large = vec![b'x'; 30 << 20];
+    let rows: [(&str, &str, &[u8]); 5] = [
+        ("small", "FROM scratch\nCOPY file /bin/sh\nRUN echo a > /a\n", &std::fs::read("/bin/busybox").unwrap()),
+        ("copy", "FROM small\nCOPY file /z\n", &large),
+        (
+            "run",
+            "FROM small\nRUN x=0123456789; for i in 1 2 3 4 5 6 7 8 9 10 11; do x=$x$x; done; while echo $x; do :; done > /z\n",
+            b"",
+        ),
+        ("fits", "FROM small\nCOPY file /z\n", &large[..18 << 20]),
+        ("other", "FROM small\nCOPY file /z\n", &large[..100_000]),
+    ];
+    for (name, dockerfile, file) in rows {
+        home.context(&format!("c/{name}"), dockerfile);
+        home.write(&format!("c/{name}/file"), file);
+    }
+    std::fs::set_permissions(home.path("c/small/file"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let disk = home.path("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let kiln = home.command();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", FULL_DISK, "sh"]).arg(&disk).arg(kiln.get_program()).arg(home.path("c"));
+    for (name, value) in kiln.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    crate::support::home::finish(command.current_dir(home.path(""))).ok();
+}
