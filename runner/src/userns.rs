@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -465,7 +466,12 @@ fn give(process: &str, grant: &Grant, one: &IdMaps) -> Granted {
             // Side by side, for each takes a millisecond.
             let users = start(users, process, &map_arguments(&ids.users));
             let groups = start(groups, process, &map_arguments(&ids.groups));
-            match (finish(users), finish(groups)) {
+            let (users, groups) = (finish(users), finish(groups));
+            if [&users, &groups].iter().any(|done| matches!(done, Err(None))) {
+                return Granted::Lost;
+            }
+            let words = |done: Result<(), Option<String>>| done.map_err(Option::unwrap_or_default);
+            match (words(users), words(groups)) {
                 (Ok(()), Ok(())) => Granted::Whole,
                 (Err(said), Err(_)) => match write_maps(&folder, one) {
                     Ok(()) => Granted::One { said },
@@ -506,15 +512,19 @@ fn start(program: &Path, process: &str, map: &[String]) -> Result<(std::process:
     }
 }
 
-fn finish(started: Result<(std::process::Child, String), String>) -> Result<(), String> {
+/// Why it failed; nothing when it was killed.
+fn finish(started: Result<(std::process::Child, String), String>) -> Result<(), Option<String>> {
     let (child, name) = started?;
-    let output = child.wait_with_output().map_err(|error| format!("{name}: {error}"))?;
+    let output = child.wait_with_output().map_err(|error| Some(format!("{name}: {error}")))?;
     if output.status.success() {
         return Ok(());
     }
+    if output.status.signal() == Some(Signal::KILL.as_raw()) {
+        return Err(None);
+    }
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.trim().replace('\n', "; ");
-    Err(if said.is_empty() { format!("{name} failed ({})", output.status) } else { said })
+    Err(Some(if said.is_empty() { format!("{name} failed ({})", output.status) } else { said }))
 }
 
 /// Writes maps that need rights over the ids.
