@@ -495,7 +495,10 @@ fn files_below(store: &Path) -> Vec<PathBuf> {
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).unwrap().map(Result::unwrap) {
             let below = entry.path().strip_prefix(store).unwrap().to_owned();
-            match (entry.file_type().unwrap().is_dir(), below.to_str()) {
+            // A store of another form than root's has a folder in it.
+            let forms = ["rootless", "one-id", "flat", "flat-one-id"];
+            let own = forms.iter().find_map(|form| below.strip_prefix(form).ok()).unwrap_or(&below);
+            match (entry.file_type().unwrap().is_dir(), own.to_str()) {
                 (true, Some("host" | "memo" | "mount-points")) | (false, Some("version" | "lease" | "ids")) => {}
                 (true, _) => folders.push(entry.path()),
                 (false, _) => found.push(below),
