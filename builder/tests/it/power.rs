@@ -210,8 +210,7 @@ impl World {
     /// Builds each variant, and the base, in a store whose power is never cut.
     fn learn(&mut self) {
         let file = self.home.path("saved.tar").display().to_string();
-        for variant in 0..VARIANTS {
-            let name = NAMES[variant];
+        for (variant, name) in NAMES.into_iter().enumerate() {
             self.home.run(["build", "-q", "-t", name, self.home.path(&format!("c{variant}")).to_str().unwrap()]).ok();
             self.home.run(["save", name, "-o", &file]).ok();
             self.clean.push(Image::read(file.as_ref()).unwrap());

@@ -125,9 +125,9 @@ fn many_equal_builds_do_each_thing_once() {
     home.mirror(registry.host());
     let mut dockerfile = "FROM busybox\n".to_owned();
     for step in 0..3 {
-        let _ = write!(
+        let _ = writeln!(
             dockerfile,
-            "RUN --mount=type=cache,id=count,target=/count echo {step} >> /count/{step}; cat /proc/sys/kernel/random/uuid > /{step}\n"
+            "RUN --mount=type=cache,id=count,target=/count echo {step} >> /count/{step}; cat /proc/sys/kernel/random/uuid > /{step}"
         );
     }
     home.context("c", &(dockerfile + "COPY f /f\n"));
