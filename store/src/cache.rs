@@ -48,6 +48,15 @@ struct Stored {
     data: serde_json::Value,
 }
 
+/// What a record needs.
+#[derive(Debug)]
+pub(crate) struct Needs {
+    pub(crate) layer: Option<LayerId>,
+    pub(crate) blobs: Vec<Digest>,
+    /// Whether the machine wasn't started anew since: then nothing may be absent.
+    pub(crate) of_this_boot: bool,
+}
+
 /// Cache records.
 #[derive(Debug, Clone, Copy)]
 pub struct Cache<'a> {
@@ -125,9 +134,12 @@ impl<'a> Cache<'a> {
     }
 
     /// Layer and blobs that the record for `key` needs, and whether it was written since the machine was started.
-    pub(crate) fn examine(&self, key: &CacheKey) -> Result<Found<(Option<LayerId>, Vec<Digest>, bool)>> {
+    pub(crate) fn examine(&self, key: &CacheKey) -> Result<Found<Needs>> {
         Ok(match record::read::<Stored>(&self.store.layout().cache_record(key))? {
-            Found::Whole(stored) => Found::Whole((stored.layer, stored.blobs, stored.boot == self.store.boot())),
+            Found::Whole(stored) => {
+                let of_this_boot = stored.boot == self.store.boot();
+                Found::Whole(Needs { layer: stored.layer, blobs: stored.blobs, of_this_boot })
+            }
             Found::Absent => Found::Absent,
             Found::Broken(reason) => Found::Broken(reason),
         })

@@ -9,7 +9,7 @@ use kiln_oci::digest::Digest;
 
 use super::{Found, Object, Present};
 use crate::Store;
-use crate::cache::CacheKey;
+use crate::cache::{CacheKey, Needs};
 use crate::error::{Error, Result};
 use crate::image::ImageRecord;
 use crate::layout::{Layout, MountDir};
@@ -17,21 +17,12 @@ use crate::memo::Memo;
 use crate::record;
 use crate::snapshot::{Examined, LayerId, Part};
 
-/// What a whole cache record needs.
-#[derive(Debug)]
-pub(super) struct Known {
-    pub(super) layer: Option<LayerId>,
-    pub(super) blobs: Vec<Digest>,
-    /// Whether the machine wasn't started anew since: then nothing may be absent.
-    pub(super) of_this_boot: bool,
-}
-
 /// All small files of the store.
 #[derive(Debug)]
 pub(super) struct Survey {
     pub(super) images: Vec<ImageRecord>,
     pub(super) layers: BTreeMap<LayerId, Examined>,
-    pub(super) records: BTreeMap<CacheKey, Known>,
+    pub(super) records: BTreeMap<CacheKey, Needs>,
 }
 
 impl Survey {
@@ -154,15 +145,13 @@ fn name_in(bytes: &[u8], proves: impl Fn(&str) -> bool) -> Option<String> {
     proves(name).then(|| name.to_owned())
 }
 
-fn records(store: &Store, found: &mut Found) -> Result<BTreeMap<CacheKey, Known>> {
+fn records(store: &Store, found: &mut Found) -> Result<BTreeMap<CacheKey, Needs>> {
     let (root, mut records) = (store.layout().cache(), BTreeMap::new());
     for shard in names(&root)? {
         for name in names(&root.join(&shard))? {
             let Some(key) = Layout::cache_key(&shard, &name) else { continue };
             match store.cache().examine(&key) {
-                Ok(record::Found::Whole((layer, blobs, of_this_boot))) => {
-                    records.insert(key, Known { layer, blobs, of_this_boot });
-                }
+                Ok(record::Found::Whole(needs)) => drop(records.insert(key, needs)),
                 Ok(record::Found::Absent) => {}
                 Ok(record::Found::Broken(reason)) => drop(found.insert(Object::CacheRecord(key), reason)),
                 Err(error) => drop(found.insert(Object::CacheRecord(key), error.to_string())),
