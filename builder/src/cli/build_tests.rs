@@ -176,6 +176,8 @@ fn mistakes() {
         ("-o type=oci,dest=a,compression=xz /", "unsupported layer compression type `xz` in output"),
         ("-o type=oci,dest=a,compression-level=x /", "non-integer value `x` specified for compression-level"),
         ("-o type=oci,dest=a,colour=red /", "unknown key `colour` in output"),
+        ("-o type=oci,dest=a,source-date-epoch=soon /", "invalid source-date-epoch `soon` in output"),
+        ("-o type=tar,dest=a,source-date-epoch=253402300800 /", "invalid source-date-epoch `253402300800` in output"),
         ("-o type=image,push=maybe /", "non-bool value `maybe` specified for push"),
         ("-o type=image,dest=x /", "output `type=image,dest=x` can't have a dest"),
         ("-o type=image,push /", "invalid value `push` in output"),

@@ -210,7 +210,7 @@ fn files(keys: &mut Keys<'_>, tar: bool) -> Result<Output, Failure> {
     let form = if tar { FilesForm::Tar } else { FilesForm::Folder(mode) };
     let platform_split = keys.flag("platform-split", true)?;
     let attestation_prefix = keys.take("attestation-prefix").unwrap_or_default();
-    Ok(Output::Files { form, dest, platform_split, attestation_prefix })
+    Ok(Output::Files { form, dest, platform_split, attestation_prefix, epoch: keys.epoch()? })
 }
 
 /// A folder of which what isn't in the result goes away must lie below the current one, unless that is allowed: a slip of the
@@ -261,6 +261,8 @@ fn options(keys: &mut Keys<'_>) -> Result<ImageOptions, Failure> {
         add_name(&mut names, name)?;
     }
     let compression = compression(keys)?;
+    // What is attached is always in the image's index.
+    keys.flag("attestation-inline", true)?;
     let mut annotations = Annotations::default();
     let written: Vec<String> = keys.fields.keys().filter(|key| key.starts_with("annotation")).cloned().collect();
     for key in written {
@@ -273,6 +275,7 @@ fn options(keys: &mut Keys<'_>) -> Result<ImageOptions, Failure> {
         compression,
         oci_types: keys.flag("oci-mediatypes", true)?,
         annotations,
+        epoch: keys.epoch()?,
         rewrite_timestamp: keys.flag("rewrite-timestamp", true)?.unwrap_or_default(),
         push_by_digest: keys.flag("push-by-digest", true)?.unwrap_or_default(),
         name_canonical: keys.flag("name-canonical", true)?.unwrap_or_default(),
@@ -280,6 +283,7 @@ fn options(keys: &mut Keys<'_>) -> Result<ImageOptions, Failure> {
         prefer_nondist_layers: keys.flag("prefer-nondist-layers", false)?.unwrap_or_default(),
         oci_artifact: keys.flag("oci-artifact", true)?.unwrap_or_default(),
         dangling_prefix: keys.take("dangling-name-prefix").filter(|prefix| !prefix.is_empty()),
+        dangling_empty_only: keys.flag("danging-name-empty-only", true)?.unwrap_or_default(),
     })
 }
 
@@ -337,6 +341,17 @@ impl Keys<'_> {
     }
 
     /// A truth value in Go's spellings; `bare` is what the key without a value means.
+    /// The output's own `source-date-epoch`; empty is none, as at BuildKit (`exporter/util/epoch`).
+    fn epoch(&mut self) -> Result<Option<u64>, Failure> {
+        let Some(text) = self.take("source-date-epoch").filter(|text| !text.is_empty()) else { return Ok(None) };
+        let seconds = text.parse().ok().filter(|seconds| *seconds <= kiln_frontend::MAX_EPOCH);
+        let invalid = || {
+            let what = "it is a number of seconds since 1970, before the year 10000";
+            Failure::usage(format!("invalid source-date-epoch `{text}` in output `{}`: {what}", self.spec))
+        };
+        seconds.ok_or_else(invalid).map(Some)
+    }
+
     fn flag(&mut self, key: &str, bare: bool) -> Result<Option<bool>, Failure> {
         match self.take(key).as_deref() {
             None => Ok(None),

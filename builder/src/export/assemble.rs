@@ -1,5 +1,7 @@
 //! Hides how documents are made of what was solved: configuration, manifest and, where there is more than one image, the index.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use kiln_frontend::ImageTemplate;
 use kiln_oci::config::ImageConfig;
 use kiln_oci::descriptor::Descriptor;
@@ -45,20 +47,22 @@ pub struct Built {
 }
 
 impl Built {
-    /// The configuration of an image with these layers.
-    pub(crate) fn config(&self, diff_ids: &[DiffId]) -> Result<Raw<ImageConfig>, Error> {
+    /// The configuration of an image with these layers. An output that has an `epoch` of its own is as old as that.
+    pub(crate) fn config(&self, diff_ids: &[DiffId], epoch: Option<u64>) -> Result<Raw<ImageConfig>, Error> {
         let base = self.template.config.rootfs.diff_ids.len();
         let mut template = self.template.clone();
         // Those of the base too: they are others when its layers were packed anew.
         template.config.rootfs.diff_ids = diff_ids.iter().take(base).copied().collect();
+        let then = epoch.map(|seconds| humantime::format_rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)).to_string());
+        let now = then.as_ref().unwrap_or(&self.now);
+        if then.is_some() {
+            template.history.iter_mut().for_each(|entry| entry.created = Some(now.clone()));
+        }
         let new = diff_ids.iter().zip(&self.layers).skip(base);
         let new: Vec<NewLayer> = new
-            .map(|(diff_id, layer)| NewLayer {
-                diff_id: *diff_id,
-                created: layer.created.clone().unwrap_or_else(|| self.now.clone()),
-            })
+            .map(|(diff_id, layer)| NewLayer { diff_id: *diff_id, created: layer.created.clone().unwrap_or_else(|| now.clone()) })
             .collect();
-        let mut config = image::complete(&template, &new, &self.now);
+        let mut config = image::complete(&template, &new, now);
         let embedded = self.inline.as_ref().map(|inline| inline.embed(&self.layers, &mut config));
         embedded.transpose().and_then(|_| Raw::write(config)).map_err(Error::internal("write the image configuration"))
     }
@@ -183,7 +187,8 @@ fn one(
     ready: Option<Ready<'_>>,
 ) -> Result<PackedImage, Error> {
     task.status("exporting layers", 0, None);
-    let epoch = built.epoch.filter(|_| options.rewrite_timestamp).map(|epoch| i64::try_from(epoch).unwrap_or(i64::MAX));
+    let epoch =
+        options.epoch.or(built.epoch).filter(|_| options.rewrite_timestamp).map(|epoch| i64::try_from(epoch).unwrap_or(i64::MAX));
     let form = Form::new(options.compression, epoch);
     // As they are now: another output may have packed them already.
     let layers = match built.layers.last() {
@@ -201,7 +206,7 @@ fn one(
     })?;
     task.status_done("exporting layers", 0, None);
     let diff_ids: Vec<DiffId> = packed.iter().map(|layer| layer.diff_id).collect();
-    let config = built.config(&diff_ids)?;
+    let config = built.config(&diff_ids, options.epoch)?;
     engine.store.blobs().put_bytes(config.bytes())?;
     let blobs: Vec<Descriptor> = packed.iter().map(|layer| types.layer(&layer.descriptor, options)).collect();
     let manifest = Manifest {
@@ -272,7 +277,7 @@ pub(crate) fn unpacked(engine: &Engine, built: &Built, task: &Task) -> Result<Im
     task.status("exporting layers", 0, None);
     let diff_ids = while_syncing(engine, &built.layers, || pack::diff_ids(engine, &built.layers))?;
     task.status_done("exporting layers", 0, None);
-    let config = built.config(&diff_ids)?;
+    let config = built.config(&diff_ids, None)?;
     engine.store.blobs().put_bytes(config.bytes())?;
     Ok(record(&config, &built.layers, None))
 }

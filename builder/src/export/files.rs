@@ -27,6 +27,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) platform_split: Option<bool>,
     /// The time of files that have none of their own.
     pub(crate) clock: SystemTime,
+    /// The time of all files, whatever the build's.
+    pub(crate) epoch: Option<u64>,
 }
 
 /// A file that isn't one of the result: an attestation.
@@ -55,7 +57,7 @@ pub(crate) fn write(
             Some(top) => engine.store.layers().lowers(top)?,
             None => Vec::new(),
         };
-        let epoch = built.epoch.map(|epoch| Timestamp::from_secs(i64::try_from(epoch).unwrap_or(i64::MAX)));
+        let epoch = wanted.epoch.or(built.epoch).map(|epoch| Timestamp::from_secs(i64::try_from(epoch).unwrap_or(i64::MAX)));
         parts.push(Part {
             view: engine.store.view(&lowers)?,
             platform: built.platform.to_string(),

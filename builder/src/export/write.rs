@@ -46,10 +46,11 @@ pub(crate) fn write(engine: &Engine, request: &BuildRequest, built: &[Built]) ->
         writer.output(&Output::Image { push: false, store: true, options })?;
     }
     for output in &request.outputs {
-        if let Output::Files { form, dest, platform_split, attestation_prefix } = output {
+        if let Output::Files { form, dest, platform_split, attestation_prefix, epoch } = output {
             let name = if *form == FilesForm::Tar { "exporting to client tarball" } else { "exporting to client directory" };
             let task = engine.events.start(name);
-            let wanted = files::Wanted { form: *form, dest, platform_split: *platform_split, clock: request.clock };
+            let wanted =
+                files::Wanted { form: *form, dest, platform_split: *platform_split, clock: request.clock, epoch: *epoch };
             // Where one folder has the files of several platforms, the names tell them apart.
             let joined = built.len() > 1 && *platform_split == Some(false);
             let said = built.iter().map(|built| attach::to_files(engine, request, built, attestation_prefix, joined, &task));
@@ -135,10 +136,9 @@ impl Writer<'_> {
         let ready: Option<Ready<'_>> = if matches!(output, Output::Image { push: true, .. }) { Some(&send) } else { None };
         let image = self.assembled(options, task, ready)?;
         let digest = image.descriptor.digest;
-        let names = match (&options.dangling_prefix, names.is_empty()) {
-            (Some(prefix), true) => vec![dangling(prefix, digest)?],
-            _ => names,
-        };
+        let dangling_name = options.dangling_prefix.as_ref().filter(|_| names.is_empty() || !options.dangling_empty_only);
+        let dangling_name = dangling_name.map(|prefix| dangling(prefix, digest)).transpose()?;
+        let names: Vec<Reference> = names.into_iter().chain(dangling_name).collect();
         if let Output::Archive { format, dest, .. } = output {
             let members = [Member { names: names.clone(), image: &image }];
             archive::write(self.engine, &members, *format, dest, task)?;

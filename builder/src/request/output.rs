@@ -47,6 +47,8 @@ pub enum Output {
         platform_split: Option<bool>,
         /// What the names of attestations begin with.
         attestation_prefix: String,
+        /// The time of all files, in seconds since 1970, whatever the build's own epoch.
+        epoch: Option<u64>,
     },
     /// Nothing: only the steps are done (`type=cacheonly`).
     CacheOnly,
@@ -117,7 +119,9 @@ pub struct ImageOptions {
     pub oci_types: Option<bool>,
     /// What is written beside it.
     pub annotations: Annotations,
-    /// Files in its layers are no newer than the build's epoch (`rewrite-timestamp`).
+    /// It is as old as this, in seconds since 1970, whatever the build's own epoch (`source-date-epoch`).
+    pub epoch: Option<u64>,
+    /// Files in its layers are no newer than that or the build's epoch (`rewrite-timestamp`).
     pub rewrite_timestamp: bool,
     /// It is pushed by its digest, without a tag.
     pub push_by_digest: bool,
@@ -129,8 +133,10 @@ pub struct ImageOptions {
     pub prefer_nondist_layers: bool,
     /// What is said about it is in artifacts that refer to it, not in images of no platform.
     pub oci_artifact: bool,
-    /// The name of an image without a name is this, `@` and its digest.
+    /// Another name of it is this, `@` and its digest.
     pub dangling_prefix: Option<String>,
+    /// Only if it has no name (`danging-name-empty-only`, written so).
+    pub dangling_empty_only: bool,
 }
 
 impl ImageOptions {
@@ -139,6 +145,7 @@ impl ImageOptions {
         self.compression == other.compression
             && self.oci_types == other.oci_types
             && self.annotations == other.annotations
+            && self.epoch == other.epoch
             && self.rewrite_timestamp == other.rewrite_timestamp
             && self.prefer_nondist_layers == other.prefer_nondist_layers
             && self.oci_artifact == other.oci_artifact

@@ -317,7 +317,8 @@ fn an_image_without_a_name_is_called_by_its_digest() {
     let named = home.run(["inspect", "--format", "{{json .RepoDigests}}", &format!("nobody/app@{digest}")]).ok().stdout;
     assert!(named.contains(&format!("nobody/app@{digest}")), "{named}");
     // One that has a name keeps it.
-    build(&home, PLAIN, &["-o", "type=image,name=some/app:1,dangling-name-prefix=nobody/other"]).ok();
+    build(&home, PLAIN, &["-o", "type=image,name=some/app:1,dangling-name-prefix=nobody/other,danging-name-empty-only=true"])
+        .ok();
     let all = home.run(["images", "--digests", "--format", "{{.Repository}}"]).ok().stdout;
     assert!(all.contains("some/app") && !all.contains("nobody/other"), "{all}");
 }
@@ -358,4 +359,33 @@ fn layers_that_may_not_be_given_on_stay_where_they_are() {
         assert_eq!(layers[0]["urls"].is_array(), urls, "{folder}: {layers:#}");
         assert_eq!(layers[2]["mediaType"], "application/vnd.oci.image.layer.v1.tar+gzip", "{folder}: {layers:#}");
     }
+}
+
+/// Each output is as old as it asks to be.
+#[test]
+fn an_output_has_a_time_of_its_own() {
+    let home = Home::new();
+    let own = "source-date-epoch=86400";
+    let outputs = [
+        "type=oci,dest=build.tar".to_owned(),
+        format!("type=oci,dest=own.tar,attestation-inline=true,rewrite-timestamp=true,{own}"),
+        format!("type=tar,dest=files.tar,{own}"),
+    ];
+    let args: Vec<&str> = outputs.iter().flat_map(|output| ["-o", output.as_str()]).collect();
+    build(&home, PLAIN, &[&args[..], &["--build-arg", "SOURCE_DATE_EPOCH=1000000000"]].concat()).ok();
+    for (file, created) in [("build.tar", "2001-09-09T01:46:40Z"), ("own.tar", "1970-01-02T00:00:00Z")] {
+        let image = crate::support::archive::Image::read(&home.path(file)).unwrap();
+        assert_eq!(image.config["created"], created, "{file}");
+        let history = image.config["history"].as_array().unwrap();
+        assert_eq!(history.last().unwrap()["created"], created, "{file}");
+        std::fs::write(home.path("layer.tar"), image.layers.last().unwrap()).unwrap();
+        let times = listed(&home, "layer.tar");
+        assert_eq!(file == "own.tar", times.lines().all(|line| line.contains(" 1970-01-02 00:00:00 ")), "{file}: {times}");
+    }
+    let times = listed(&home, "files.tar");
+    assert!(times.lines().count() > 5 && times.lines().all(|line| line.contains(" 1970-01-02 00:00:00 ")), "{times}");
+}
+
+fn listed(home: &Home, tar: &str) -> String {
+    finish(Command::new("tar").args(["--utc", "--full-time", "-tvf"]).arg(home.path(tar))).ok().stdout
 }

@@ -13,7 +13,11 @@ const OUTPUTS: &[Row] = &[
     ("image: name, push, store, several names", &["outputs several_outputs_of_one_build", "registry build_pushes_every_tag"]),
     ("image: push-by-digest, name-canonical", &["outputs several_outputs_of_one_build"]),
     ("image: registry.insecure", &["outputs an_output_may_be_insecure"]),
-    ("image: dangling-name-prefix, unpack", &["outputs an_image_without_a_name_is_called_by_its_digest"]),
+    ("source-date-epoch, attestation-inline", &["outputs an_output_has_a_time_of_its_own"]),
+    (
+        "image: dangling-name-prefix, danging-name-empty-only, unpack",
+        &["outputs an_image_without_a_name_is_called_by_its_digest"],
+    ),
     ("image: prefer-nondist-layers", &["outputs layers_that_may_not_be_given_on_stay_where_they_are"]),
     ("image: oci-mediatypes", &["forms every_compression_is_read_by_others", "shared_cache the_image_is_the_same_in_every_form"]),
     (
