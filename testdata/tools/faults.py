@@ -174,7 +174,8 @@ class World:
             elif step == "built":
                 self.must(home, home.words(BUILD + ["{w}/ctx"], 0))
                 if not (self.w / "x.tar").exists():
-                    self.must(home, ["save", "--format", "oci", "-o", str(self.w / "x.tar"), "x"])
+                    self.must(home, ["save", "--format", "oci", "-o", str(home.path / "x.tar"), "x"])
+                    shutil.copy(home.path / "x.tar", self.w / "x.tar")
                 for n in range(self.jobs):
                     self.must(home, ["tag", "x", f"{self.host}/f/w{n}"])
             else:
@@ -425,11 +426,11 @@ def work(world, worker, tasks, results, references):
         results.put((task, wrong, where, ended, time.monotonic() - begin))
 
 
-def spread(references, kinds, budget, random_numbers):
-    """Cases of these kinds, evenly over all the calls, each once before any is taken twice."""
+def spread(references, kinds, budget, random_numbers, only):
+    """Cases of these kinds whose names hold `only`, evenly over all the calls, each once before any is taken twice."""
     rows = []
     for (mode, name), reference in references.items():
-        for kind in kinds:
+        for kind in (kind for kind in kinds if only in f"{mode}/{name}/{kind}"):
             share = next(c.share for c in COMMANDS if c.name == name)
             rows += [(random_numbers.random() ** (1 / share), (mode, name, kind, n)) for n in range(1, reference.counts[kind] + 1)]
     every = len(rows)
@@ -482,7 +483,7 @@ def torture(world, options, seed):
     for mode in modes:
         world.stores(mode)
     rows = [(mode, command.name) for mode in modes for command in COMMANDS
-            if mode in command.modes and (len(only) < 2 or only[:2] == [mode, command.name])]
+            if mode in command.modes and (len(only) < 4 or only[:2] == [mode, command.name])]
     # In processes that have no children but those that they trace.
     WORLDS.append(world)
     with multiprocessing.Pool(options.jobs) as pool:
@@ -495,8 +496,7 @@ def torture(world, options, seed):
         mode, name, kind, n = options.only.split("/")
         tasks, kills, errors = [(mode, name, kind, int(n))], 0, 0
     else:
-        some = lambda kinds, budget: spread(references, [k for k in kinds if options.only.split("/")[-1] in (k, "") or "/" not in options.only
-                                                         or options.only.count("/") == 1], budget, numbers)
+        some = lambda kinds, budget: spread(references, kinds, budget, numbers, options.only)
         (killed, kills), (failed, errors) = some(["kill", "child"], options.kills), some(list(ERRORS), options.errors)
         tasks = killed + failed
         numbers.shuffle(tasks)
