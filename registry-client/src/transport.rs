@@ -224,7 +224,7 @@ impl Transport {
                 return Err(ErrorKind::SizeMismatch { expected: len, actual: gone });
             }
             let count = chunk.len() as u64;
-            if gone + count == len && (&mut source).read_to_end(&mut Vec::new()).map_err(ErrorKind::Local)? > 0 {
+            if gone + count == len && source.read_to_end(&mut Vec::new()).map_err(ErrorKind::Local)? > 0 {
                 return Err(ErrorKind::SizeMismatch { expected: len, actual: len + 1 });
             }
             let started = Instant::now();

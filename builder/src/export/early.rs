@@ -74,7 +74,7 @@ impl Wish {
         let packed = images.find(|(output, options)| {
             let stays = matches!(output, Output::Image { push: false, .. } | Output::Daemon { .. });
             let is_plain = options.wants_nothing() && !attested && outputs.len() == 1;
-            !(stays && is_plain) && !options.compression.force && !options.rewrite_timestamp
+            !(stays && is_plain || options.compression.force || options.rewrite_timestamp)
         });
         Some(packed.map_or(Self::Digest, |(_, options)| Self::Form(options.compression.into())))
     }

@@ -194,7 +194,7 @@ fn numbers_are_read_in_every_spelling() {
         (b"   644 \0", Some(0o644)),
         (b"644     ", Some(0o644)),
         (b"\0\0\0\0\0\0\0\0", Some(0)),
-        (b"\0000644\0", None),
+        (b"\x00000644\0", None),
         (b"        ", Some(0)),
         (b"77777777", Some(0o77_777_777)),
         (b"0000648\0", None),

@@ -305,9 +305,9 @@ fn policies_are_carried_out_when_nobody_uses_the_store() {
     three_steps(store);
     let young = PruneOptions { all: false, filter_until: Some(HOUR * 5), ..everything() };
     let small = PruneOptions { all: false, space: at_most(250_000), ..everything() };
-    assert_eq!(gc.collect_by(&[young.clone()]).unwrap(), Some(PruneReport::default()));
+    assert_eq!(gc.collect_by(std::slice::from_ref(&young)).unwrap(), Some(PruneReport::default()));
     let other = Store::open(fixture.root()).unwrap();
-    assert_eq!(gc.collect_by(&[small.clone()]).unwrap(), None, "another may need any of it");
+    assert_eq!(gc.collect_by(std::slice::from_ref(&small)).unwrap(), None, "another may need any of it");
     assert_eq!(gc.usage().unwrap().iter().filter(|row| row.kind == Kind::Layer).count(), 3);
     drop(other);
     let report = gc.collect_by(&[young, small]).unwrap().unwrap();

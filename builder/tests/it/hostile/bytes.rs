@@ -94,7 +94,7 @@ fn sizes() -> Vec<Row> {
         no("global path", tar(&[raw(extended(b'g', records(&[("path", b"y")])).bytes()), file("x")]), &["one name or size"]),
         no("global size", tar(&[raw(extended(b'g', records(&[("size", b"0")])).bytes()), file("x")]), &["one name or size"]),
         no("extended header and nothing", tar(&[pax(&sized)]), &["followed by nothing"]),
-        no("long name and nothing", tar(&[long.clone()]), &["followed by nothing"]),
+        no("long name and nothing", tar(std::slice::from_ref(&long)), &["followed by nothing"]),
         no("PAX record too long", tar(&[pax(b"99 path=x\n"), file("x")]), &["does not end"]),
         no("PAX record too short", tar(&[pax(b"4 path=x\n"), file("x")]), &["does not end"]),
         no("PAX record of length 0", tar(&[pax(b"0 path=x\n"), file("x")]), &["does not end"]),

@@ -169,7 +169,7 @@ fn layout(mode: &Mode, name: &str, base: &[u8], upper: Option<(&[u8], &[u8])>) -
     fs::create_dir_all(&blobs).expect("folders can be made");
     let put = |bytes: &[u8]| {
         let digest = Digest::of(bytes);
-        fs::write(blobs.join(digest.hex().to_string()), bytes).expect("a file can be written");
+        fs::write(blobs.join(digest.hex()), bytes).expect("a file can be written");
         json!({"digest": digest.to_string(), "size": bytes.len()})
     };
     let mut layers = Vec::new();
