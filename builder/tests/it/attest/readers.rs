@@ -98,7 +98,7 @@ fn docker_shows_what_is_attached() {
     let context = home.context("c", "FROM busybox\nRUN --network=none echo attested > /note\n");
     home.run(["build", "--provenance=mode=max", "--sbom", "--push", "-t", &name, context.to_str().unwrap()]).ok();
     let inspect = |format: &str| {
-        let shown = finish(docker.docker().args(["buildx", "imagetools", "inspect", &name, "--format", format])).ok();
+        let shown = finish(docker.own_docker().args(["buildx", "imagetools", "inspect", &name, "--format", format])).ok();
         serde_json::from_str::<Value>(&shown.stdout).unwrap()
     };
     assert_eq!(inspect("{{json .Provenance}}")["SLSA"]["runDetails"]["metadata"]["buildkit_completeness"]["request"], true);

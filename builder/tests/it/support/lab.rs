@@ -250,6 +250,11 @@ impl Dockerd {
         Ok(Dockerd { server: Server::start(&args)?, folder })
     }
 
+    /// The client of the newest, with its plugins, which Debian stable's lacks.
+    pub(crate) fn own_docker(&self) -> Command {
+        Command::new(self.server.fact("docker").expect("the newer dockerd says its client"))
+    }
+
     /// Its socket.
     pub(crate) fn socket(&self) -> PathBuf {
         socket(&self.server)
