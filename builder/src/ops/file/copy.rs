@@ -19,6 +19,7 @@ use super::source::{Place, Reader, SourceTree};
 use super::walk::{Visit, Walk};
 use super::{FileError, archive, owner};
 use crate::context::ContextNode;
+use crate::open_files;
 use crate::ops::Fetched;
 
 /// What was written.
@@ -228,6 +229,7 @@ impl<'c> Copier<'c> {
         let mut walk = Walk::new(selected, &exclude, self.op.parents)?;
         // The topmost directory, on the way to where we are, that was not there before.
         let mut fresh_root = fresh.then(|| target.clone());
+        let folders = open_files::folders();
         let mut batch: Vec<(Visit<'_>, ImagePath)> = Vec::new();
         // The files that have more than one name, by number.
         let mut firsts = std::collections::HashMap::new();
@@ -262,7 +264,7 @@ impl<'c> Copier<'c> {
                 files += visit.leaves.len();
                 batch.push((visit, at));
             }
-            if done || files >= 1024 || batch.len() >= 64 {
+            if done || files >= 1024 || batch.len() >= folders {
                 self.write(&shown, &batch)?;
                 batch.clear();
                 files = 0;
