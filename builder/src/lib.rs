@@ -20,7 +20,6 @@ pub mod grant;
 pub mod image;
 pub mod launch;
 pub mod manifest;
-mod open_files;
 pub mod ops;
 pub mod pins;
 pub mod rebuild;

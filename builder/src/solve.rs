@@ -16,6 +16,7 @@ use kiln_frontend::graph::{
 };
 use kiln_oci::path::ImagePath;
 use kiln_runner::{Cancel, GroupLimits, Limit};
+use kiln_store::descriptors::steps_at_once;
 use kiln_store::layer::upper::UpperWriter;
 use kiln_store::view::View;
 use kiln_store::{CacheKey, CacheRecord, LayerId};
@@ -28,7 +29,6 @@ use crate::engine::Engine;
 use crate::error::{Error, StepError};
 use crate::event::{Outcome, Task};
 use crate::grant::Grants;
-use crate::open_files;
 use crate::ops::exec::{Remains, Shown};
 use crate::ops::failed::{FailedStep, OnFailure};
 use crate::ops::file::SourceTree;
@@ -41,6 +41,9 @@ use crate::remote_cache::session::{SharedCaches, ToldStep};
 use crate::request::Caching;
 
 mod told;
+
+/// Steps that run at once at the most. More would only wait for the disk and the processors.
+const WORKERS: usize = 16;
 
 /// A step's result.
 #[derive(Debug, Clone)]
@@ -226,13 +229,12 @@ fn run_all(
     // When a step fails, those beside it end too; but that is not the same as a person's Ctrl-C.
     let stop = Cancel::new().map_err(|cause| Error::System { operation: "make an event descriptor", cause })?;
     let mut passed_on = 0;
-    let workers = open_files::steps();
     let failed: Mutex<Option<FailedStep>> = Mutex::new(None);
     let result = std::thread::scope(|scope| {
         let failed = &failed;
         let (sender, receiver) = channel();
         let mut failure: Option<Error> = None;
-        let mut running = 0;
+        let (mut running, workers) = (0, steps_at_once(WORKERS));
         loop {
             while failure.is_none() && running < workers {
                 let Some(id) = schedule.take_ready() else { break };

@@ -63,6 +63,11 @@ pub fn take_over() {
     if tty::is_guard() {
         leave(tty::guard());
     }
+    // As Go's programs do: many machines allow 1,024 files for the sake of select(2), and far more to who asks. Commands get the usual
+    // limit back (`init`).
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let all = rustix::process::Rlimit { current: files.maximum, ..files };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, all);
 }
 
 /// Ends this process, which is one of the sandbox's own.

@@ -33,6 +33,7 @@ use std::thread::JoinHandle;
 
 pub mod blob;
 pub mod cache;
+pub mod descriptors;
 pub mod error;
 mod flat;
 pub mod form;

@@ -21,7 +21,7 @@ use super::whiteout::{self, WhiteoutStyle};
 use crate::rootdir::{self, Attrs, FsError, Kind, Meta, RootDir, Timestamp};
 use crate::view::{Node, View, ViewError};
 
-/// Descriptors that the writer keeps open at most, beside the one being used; more would not survive `ulimit -n 256`.
+/// Descriptors that the writer keeps open at most, beside the one being used; fewer where few can be had.
 const MAX_DESCRIPTORS: usize = 96;
 
 /// Files of so many bytes are written only where there's room for them.

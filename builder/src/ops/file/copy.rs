@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use kiln_frontend::graph::CopyOp;
 use kiln_frontend::ignore::PatternMatcher;
 use kiln_oci::path::ImagePath;
+use kiln_store::descriptors::directories_at_once;
 use kiln_store::layer::upper::{Content, UpperError, UpperWriter};
 use kiln_store::layer::whiteout;
 use kiln_store::owner::Owner;
@@ -19,7 +20,6 @@ use super::source::{Place, Reader, SourceTree};
 use super::walk::{Visit, Walk};
 use super::{FileError, archive, owner};
 use crate::context::ContextNode;
-use crate::open_files;
 use crate::ops::Fetched;
 
 /// What was written.
@@ -229,12 +229,11 @@ impl<'c> Copier<'c> {
         let mut walk = Walk::new(selected, &exclude, self.op.parents)?;
         // The topmost directory, on the way to where we are, that was not there before.
         let mut fresh_root = fresh.then(|| target.clone());
-        let folders = open_files::folders();
         let mut batch: Vec<(Visit<'_>, ImagePath)> = Vec::new();
         // The files that have more than one name, by number.
         let mut firsts = std::collections::HashMap::new();
         let mut links: Vec<(ImagePath, usize)> = Vec::new();
-        let mut files = 0;
+        let (mut files, directories) = (0, directories_at_once(64));
         loop {
             let visit = walk.next().transpose()?;
             let done = visit.is_none();
@@ -264,7 +263,7 @@ impl<'c> Copier<'c> {
                 files += visit.leaves.len();
                 batch.push((visit, at));
             }
-            if done || files >= 1024 || batch.len() >= folders {
+            if done || files >= 1024 || batch.len() >= directories {
                 self.write(&shown, &batch)?;
                 batch.clear();
                 files = 0;

@@ -4,6 +4,7 @@ use kiln_frontend::glob::{has_wildcards, path_match};
 use kiln_frontend::graph::{CopyOp, CopySource};
 use kiln_frontend::ignore::PatternMatcher;
 use kiln_oci::path::ImagePath;
+use kiln_store::descriptors::directories_at_once;
 use kiln_store::memo::Fingerprint;
 use kiln_store::rootdir::{Kind, Meta, Xattrs};
 use rayon::prelude::*;
@@ -93,14 +94,14 @@ fn tree(key: &mut Key, selected: &Selected<'_>, parents: bool, exclude: &Pattern
         key.bytes(&selected.name);
     }
     let mut batch: Vec<Visit<'_>> = Vec::new();
-    let mut files = 0;
+    let (mut files, directories) = (0, directories_at_once(64));
     loop {
         let visit = walk.next().transpose()?;
         let done = visit.is_none();
         files += visit.as_ref().map_or(0, |v| v.leaves.len());
         batch.extend(visit);
         // As much as keeps all cores busy, and few enough directories to hold their descriptors.
-        if done || files >= 2048 || batch.len() >= 64 {
+        if done || files >= 2048 || batch.len() >= directories {
             let jobs: Vec<_> = batch.iter().flat_map(|visit| visit.leaves.iter().map(move |leaf| (visit, leaf))).collect();
             // When they are asked for, for one directory may hold a million files.
             let mut prints = jobs.chunks(8192).flat_map(fingerprints);

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::super::whiteout::{self, WhiteoutStyle};
 use super::{MAX_DESCRIPTORS, Result, UpperError, attrs_of, implied_dir};
+use crate::descriptors::directories_at_once;
 use crate::rootdir::{Attrs, Kind, Meta, RootDir, Timestamp};
 use crate::view::{MergedDir, Node, Steps, join};
 
@@ -261,7 +262,7 @@ impl State {
             self.descriptors += open.descriptors();
             self.open.insert(at, open.clone());
             self.order.push_back(at);
-            while self.descriptors > MAX_DESCRIPTORS && self.order.len() > 1 {
+            while self.descriptors > directories_at_once(MAX_DESCRIPTORS) && self.order.len() > 1 {
                 if let Some(gone) = self.order.pop_front().and_then(|id| self.open.remove(&id)) {
                     self.descriptors -= gone.descriptors();
                 }
