@@ -498,7 +498,7 @@ fn files_below(store: &Path) -> Vec<PathBuf> {
             let forms = ["rootless", "one-id", "flat", "flat-one-id"];
             let own = forms.iter().find_map(|form| below.strip_prefix(form).ok()).unwrap_or(&below);
             match (entry.file_type().unwrap().is_dir(), own.to_str()) {
-                (true, Some("host" | "memo" | "mount-points")) | (false, Some("version" | "lease" | "ids")) => {}
+                (true, Some("host" | "memo" | "mount-points")) | (false, Some("version" | "lease" | "ids" | "collected")) => {}
                 (true, _) => folders.push(entry.path()),
                 (false, _) => found.push(below),
             }

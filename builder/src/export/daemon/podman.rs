@@ -4,6 +4,7 @@
 //! podman has in another form than kiln is therefore named as the plain tar that both know; it isn't in the archive in any form.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use kiln_oci::descriptor::Descriptor;
 use kiln_oci::digest::Digest;
@@ -17,6 +18,10 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::event::Task;
 use crate::transfer::PackedImage;
+
+/// How often podman is asked once more for what it refused, and after how long.
+const ASKED_AGAIN: u32 = 3;
+const BETWEEN: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -51,9 +56,22 @@ pub(super) fn hand_over(engine: &Engine, daemon: &Daemon, version: &str, image: 
     Ok(())
 }
 
+/// What podman has. It refuses when an image is removed while it looks (`retrieving label for image …: you may need to remove the
+/// image`, podman 4.3), so it is asked again.
+fn listed(daemon: &Daemon, api: &str) -> Result<Vec<Listed>, Error> {
+    let ask = || Ok(super::json(daemon, "list its images", &format!("{api}/images/json?all=true"))?);
+    for _ in 0..ASKED_AGAIN {
+        if let Ok(listed) = ask() {
+            return Ok(listed);
+        }
+        std::thread::sleep(BETWEEN);
+    }
+    ask()
+}
+
 /// The layers that podman has as the blobs that kiln has, and those that it has in some other form.
 fn had(engine: &Engine, daemon: &Daemon, api: &str, image: &Handed<'_>) -> Result<(BTreeSet<usize>, BTreeSet<usize>), Error> {
-    let listed: Vec<Listed> = super::json(daemon, "list its images", &format!("{api}/images/json?all=true"))?;
+    let listed = listed(daemon, api)?;
     let digests: Vec<Digest> = listed.iter().filter_map(|listed| Digest::parse(&listed.digest).ok()).collect();
     let known = known_blobs(engine, &digests);
     let diff_ids: Vec<String> = image.diff_ids().iter().map(ToString::to_string).collect();
