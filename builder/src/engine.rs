@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use kiln_registry_client::Client;
-use kiln_runner::{Cancel, Entered, Ground, GroupLimits, Host, Mode, Remote, Snapshots};
+use kiln_runner::{Cancel, Entered, Ground, GroupLimits, Host, Mode, OverlayApi, Remote, Snapshots};
 use kiln_store::layer::whiteout::WhiteoutStyle;
 use kiln_store::{LayerId, Ownership, Prepared, Store, TreeForm, Trees};
 
@@ -89,13 +89,28 @@ impl Engine {
         })
     }
 
-    /// Prepares a layer above `parent` for a command, which sees the merged tree as an overlay or, where there's none, as a copy.
+    /// Prepares a layer above `parent` for a command, which sees the merged tree as an overlay or, where there's none and of more
+    /// layers than one overlay takes, as a copy.
     pub(crate) fn prepare(&self, parent: Option<&LayerId>) -> Result<Prepared, Error> {
         let layers = self.store.layers();
-        Ok(match self.ground.snapshots {
-            Snapshots::Overlay => layers.prepare(parent)?,
-            Snapshots::Copy => layers.prepare_copy(parent)?,
-        })
+        if self.ground.snapshots == Snapshots::Overlay {
+            let prepared = layers.prepare(parent)?;
+            if self.can_stack(prepared.lowers.len()) {
+                return Ok(prepared);
+            }
+        }
+        Ok(layers.prepare_copy(parent)?)
+    }
+
+    /// Whether so many layers can be mounted as one overlay here.
+    pub(crate) fn can_stack(&self, layers: usize) -> bool {
+        let most = match self.ground.overlay {
+            // The options are one string of a page, and each layer takes up to 19 bytes of it.
+            OverlayApi::Classic => 200,
+            // OVL_MAX_STACK of the kernel.
+            OverlayApi::Descriptors | OverlayApi::Paths => 500,
+        };
+        layers <= most
     }
 
     /// How the trees that commands see are made of layers.

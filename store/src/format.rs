@@ -75,7 +75,9 @@ pub(crate) enum Verdict {
 
 pub(crate) fn check(text: &[u8]) -> Verdict {
     let Ok(text) = std::str::from_utf8(text) else { return Verdict::Unreadable };
-    let mut lines = text.lines();
+    // It is written at once and never cut, so one without its last byte is damaged.
+    let Some(text) = text.strip_suffix('\n') else { return Verdict::Unreadable };
+    let mut lines = text.split('\n');
     let number = lines.next().and_then(|line| line.strip_prefix(PREFIX)).and_then(|n| n.parse::<u32>().ok());
     match (number, lines.next()) {
         (None | Some(0), _) => Verdict::Unreadable,
@@ -93,7 +95,8 @@ mod tests {
     fn version_files_are_judged() {
         for (text, verdict) in [
             (header().as_str(), Verdict::Ours),
-            ("kiln store 1", Verdict::Ours),
+            ("kiln store 1", Verdict::Unreadable),
+            ("kiln store 1\r\n", Verdict::Unreadable),
             ("kiln store 2\n", Verdict::Newer("2".into())),
             ("kiln store 1\nsparse-index\n", Verdict::Newer("1 with `sparse-index`".into())),
             ("kiln store 0\n", Verdict::Unreadable),

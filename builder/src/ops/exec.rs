@@ -200,7 +200,9 @@ fn mounts(engine: &Engine, op: &ExecOp, setting: &Setting<'_>, task: &Task, held
         match &mount.kind {
             MountKind::Bind(bind) => {
                 let layer = shown.next().and_then(|shown| shown.layer.clone());
-                if engine.snapshots() == Snapshots::Copy {
+                let depth =
+                    layer.as_ref().map_or(Ok(0), |layer| engine.store.layers().lowers(layer).map(|lowers| lowers.len()))?;
+                if engine.snapshots() == Snapshots::Copy || !engine.can_stack(depth) {
                     let (path, subpath) = copied(engine, layer.as_ref(), bind, held)?;
                     out.push(Mount { target, source: MountSource::Bind { path }, subpath, readonly: !bind.writable });
                     continue;

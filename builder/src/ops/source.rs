@@ -22,14 +22,13 @@ use crate::remote_cache::backend::Backend;
 /// How many blobs of one image come at once, as Docker and BuildKit do it.
 const DOWNLOADS: usize = 4;
 
-/// Makes `top` and all layers below it directories. What is there already costs a record read; what is missing is fetched side
+/// Makes `top` and all layers below it directories. What is there already costs nothing; what is missing is fetched side
 /// by side and unpacked from the bottom up, each as soon as it and those below are there.
-pub fn materialise(engine: &Engine, top: Option<&LayerId>, task: &Task) -> Result<Vec<LayerRecord>, Error> {
-    let Some(top) = top else { return Ok(Vec::new()) };
-    let chain = engine.store.layers().chain(top)?;
-    let missing: Vec<&LayerRecord> = chain.iter().filter(|layer| !layer.unpacked).collect();
+pub fn materialise(engine: &Engine, top: Option<&LayerId>, task: &Task) -> Result<(), Error> {
+    let Some(top) = top else { return Ok(()) };
+    let missing = engine.store.layers().packed(top)?;
     if missing.is_empty() {
-        return Ok(chain);
+        return Ok(());
     }
     let next = AtomicU64::new(0);
     let (next, missing) = (&next, &missing);
@@ -61,13 +60,12 @@ pub fn materialise(engine: &Engine, top: Option<&LayerId>, task: &Task) -> Resul
             arrived[index] = true;
             while arrived.get(unpacked) == Some(&true) {
                 engine.check()?;
-                unpack(engine, missing[unpacked], task)?;
+                unpack(engine, &missing[unpacked], task)?;
                 unpacked += 1;
             }
         }
         Ok(())
-    })?;
-    Ok(engine.store.layers().chain(top)?)
+    })
 }
 
 /// Fetches the blob of a base layer from one of the repositories, or places of shared caches, that are known to have it.

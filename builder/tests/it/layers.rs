@@ -83,3 +83,25 @@ fn a_layer_is_packed_while_later_steps_run() {
     let facts = std::fs::read_to_string(built[0].join("facts.json")).unwrap();
     assert!(facts.contains("\"diff_id\":\"sha256:"), "{facts}");
 }
+/// F33: 510 layers, or 1,000 with `KILN_TEST_FULL=1`, and an overlay takes 500.
+#[test]
+fn images_of_many_layers() {
+    let home = Home::new();
+    let layers = if std::env::var_os("KILN_TEST_FULL").is_some() { 1000 } else { 510 };
+    let mut text = String::from("FROM busybox AS deep\n");
+    for n in 0..layers {
+        text.push_str(&format!("COPY <<E /d/{}\n{n}\nE\n", n % 7 * 1000 + n / 7));
+    }
+    text.push_str(
+        "RUN rm /d/0 && echo new > /d/1000 && ln -s 1000 /d/link && chmod 600 /d/2000 && cat /d/* | wc -l > /n\n\
+         RUN test ! -e /d/0 && test $(cat /d/link) = new && test $(stat -c %a /d/2000) = 600 && rm -r /d && mkdir /d && echo x > /d/x\n\
+         FROM busybox\nRUN --mount=from=deep,target=/m test $(ls /m/d) = x && cp /m/n /n\n",
+    );
+    let context = home.context("c", &text);
+    let path = context.to_str().unwrap();
+    home.run(["build", "--target=deep", "-t", "deep", path]).ok();
+    home.run(["build", path]).ok();
+    let out = home.run(["run", "--rm", "deep", "sh", "-c", "cat /n; ls /d"]).ok();
+    assert_eq!(out.stdout.trim(), format!("{layers}\nx"), "{}", out.stderr);
+    home.left_nothing();
+}

@@ -181,11 +181,13 @@ fn signals_are_passed_on() {
     let home = home();
     home.build("quits", "FROM busybox\nSTOPSIGNAL SIGQUIT\n").ok();
     let handler = |name: &str, code: i32| format!("trap 'exit {code}' {name}; echo ready; while :; do sleep 0.1; done");
+    // A shell catches SIGINT and forgets it when it executes another program, so this one is ready some time after that.
+    let sleeps = || "(sleep 0.5; echo ready) & exec sleep 100".to_owned();
     let rows = [
-        ("box", "echo ready; exec sleep 100".to_owned(), Signal::TERM, 143),
-        ("box", "echo ready; exec sleep 100".to_owned(), Signal::INT, 130),
-        ("box", "echo ready; exec sleep 100".to_owned(), Signal::HUP, 129),
-        ("box", "echo ready; exec sleep 100".to_owned(), Signal::QUIT, 131),
+        ("box", sleeps(), Signal::TERM, 143),
+        ("box", sleeps(), Signal::INT, 130),
+        ("box", sleeps(), Signal::HUP, 129),
+        ("box", sleeps(), Signal::QUIT, 131),
         ("box", handler("TERM", 3), Signal::TERM, 3),
         ("box", handler("INT", 4), Signal::INT, 4),
         ("box", handler("USR1", 5), Signal::USR1, 5),
