@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Times kiln against other builders, and kiln against itself with ten times the work: all of it in one run on one machine.
 
-usage: bench.py KILN [--rounds N] [--only WORK] [--peers buildkit,buildah,podman] [--part works|growth] [--most COUNT]
-                     [--write FILE] [--require PART]
+usage: bench.py KILN [--rounds N] [--only WORK] [--peers buildkit,buildah,podman] [--others N] [--part works|growth]
+                     [--most COUNT] [--write FILE] [--require PART]
 
 Works: in a round all sides do the same work, one after the other, and every round begins with another one. Each round has a disk,
 stores and daemons of its own. `cold`: a side has nothing of the work but the base image (and not even that where fetching it is the
 work). `again`: nothing changed since. A ratio is the other side's time divided by kiln's in the same round; given are the least,
-the median and the largest. One more round, before the others and not timed, is for peak memory (private and shared pages of all
+the median and the largest. The first peer is in every round, the others in one (`--others`). One more round, before the others and not timed, is for peak memory (private and shared pages of all
 the side's own programs, without the page cache) and for the bytes that reached the disk.
 
 Growth: one side, kiln, does 10, 100, 1,000, … times the same. "One more" is what a unit costs between this line and the one
@@ -76,7 +76,8 @@ class Round:
         self.folder = stack.enter_context(gauge.fresh_disk())
         self.work, self.context = work, pathlib.Path(self.folder, "context")
         self.context.mkdir()
-        peers = [sides.PEERS[name] for name in o.peers]
+        taking_part = o.peers if number <= o.others else o.peers[:1]
+        peers = [sides.PEERS[name] for name in taking_part]
         if work.archive:
             peers = [sides.NewBuildKit if peer is sides.BuildKit else peer for peer in peers]
         self.sides = [sides.Kiln(self.folder, mirror, o.kiln)]
@@ -186,6 +187,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="only works and series whose name contains this")
     parser.add_argument("--peers", default="buildkit,buildah,podman", help="sides beside kiln")
+    parser.add_argument("--others", type=int, default=1, help="so many rounds with all peers; in those after them the first alone")
     parser.add_argument("--part", choices=["works", "growth"], help="only this part")
     parser.add_argument("--most", type=int, default=1_000_000, help="no series goes beyond this count")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave the untimed round for memory out")
