@@ -374,8 +374,8 @@ pub(crate) fn push_layer(
         return Err(error);
     }
     task.warn(format!("the blob {} was damaged in the store and was removed", blob.digest));
-    // That of a base is fetched once more; what was packed here is packed again by the next export.
-    if is_own(layer, blob) { send() } else { Err(error) }
+    // That of a base is fetched once more; what was packed here is packed again.
+    if is_own(layer, blob) || pack::again(engine, layer, blob, task)? { send() } else { Err(error) }
 }
 
 /// Lends the blob of a layer to `send`, which may find that it is there already: it is told which repositories have the blob, how

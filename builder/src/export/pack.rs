@@ -214,6 +214,16 @@ pub(crate) fn form_in_base(layer: &LayerRecord, wanted: DiffId, form: &Form) -> 
     Form { epoch: form_of(layer, wanted, &Form { epoch: None, ..*form }).epoch, ..*form }
 }
 
+/// Packs a layer once more, of which a blob that was made here is lost; false when that gives another blob.
+pub(crate) fn again(engine: &Engine, layer: &LayerRecord, lost: &Descriptor, task: &Task) -> Result<bool, Error> {
+    // What was packed by this very command is in no record that was read before it.
+    let Some(layer) = engine.store.layers().get(&layer.id)? else { return Ok(false) };
+    let made = layer.blobs.iter().find(|blob| blob.descriptor.digest == lost.digest);
+    let Some(form) = made.and_then(|blob| Form::parse(&blob.compression)) else { return Ok(false) };
+    let is_base = matches!(layer.kind, LayerKind::Base(_));
+    Ok(packed(engine, &layer, &form, is_base, task)?.descriptor.digest == lost.digest)
+}
+
 struct Made {
     tar: KnownTar,
     toc: Option<Digest>,

@@ -48,6 +48,35 @@ fn a_pushed_image_comes_back_the_same() {
     Home::new().build("child", &format!("FROM {digest}\nRUN grep hello /hello\n")).ok();
 }
 
+/// F06: a registry refuses a blob that a disk has damaged. kiln packs it or fetches it again, and sends that.
+#[test]
+fn what_is_damaged_is_made_again_and_pushed() {
+    let home = Home::new();
+    let name = |host: &str| format!("{host}/push/damaged:1");
+    let first = name(lab::registry().host());
+    home.build(&first, "FROM busybox\nRUN seq 1 100000 > /numbers\n").ok();
+    home.run(["push", &first]).ok();
+    let sent = manifest(lab::registry().host(), "push/damaged", "1");
+    let flip = |bytes: &mut Vec<u8>| bytes[1000] ^= 1;
+    let cut = |bytes: &mut Vec<u8>| bytes.truncate(1000);
+    let rows: [(usize, fn(&mut Vec<u8>)); 4] = [(0, flip), (1, flip), (0, cut), (1, cut)];
+    for (layer, damage) in rows {
+        let digest = sent["layers"][layer]["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+        let places = ["", "rootless", "one-id", "flat", "flat-one-id"].map(|form| home.store().join(form).join("blobs/sha256"));
+        let blob = places.iter().map(|place| place.join(digest)).find(|blob| blob.exists()).unwrap();
+        let mut bytes = fs::read(&blob).unwrap();
+        damage(&mut bytes);
+        fs::write(&blob, bytes).unwrap();
+        let registry = Registry::start(&RegistryOptions::default());
+        let second = name(registry.host());
+        home.run(["tag", &first, &second]).ok();
+        home.run(["push", &second]).ok();
+        assert_eq!(manifest(registry.host(), "push/damaged", "1"), sent, "layer {layer}");
+        home.run(["rmi", &second]).ok();
+    }
+    home.run(["fsck"]).ok();
+}
+
 #[test]
 fn build_pushes_every_tag() {
     let host = lab::registry().host();

@@ -157,11 +157,15 @@ impl State {
 
     /// What `name` in the directory `id` is in the merged tree.
     pub(super) fn entry(&mut self, id: usize, name: &[u8], style: WhiteoutStyle) -> Result<Option<Entry>> {
+        // A marker is a file of the tree and none of the image: nothing can be linked to it.
+        if style.reserves(name) {
+            return Ok(None);
+        }
         let Open { dir, below } = self.open(id)?;
         if let Some(meta) = dir.stat(name)? {
             return Ok((!whiteout::is_whiteout(&dir, name, &meta, style)?).then_some(Entry::Upper(meta)));
         }
-        if style.reserves(name) || whiteout::is_marked(&dir, name, style)? {
+        if whiteout::is_marked(&dir, name, style)? {
             return Ok(None);
         }
         match below {
