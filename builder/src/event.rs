@@ -120,10 +120,24 @@ pub enum Outcome {
 /// The receiving side.
 #[derive(Debug)]
 pub struct Incoming {
-    receiver: Receiver<Event>,
+    /// `None` ends it.
+    receiver: Receiver<Option<Event>>,
     gate: Gate,
     /// What was taken out of the logs and is not shown yet.
     taken: usize,
+    over: bool,
+}
+
+/// Ends the receiving side.
+#[derive(Debug)]
+pub struct End(Sender<Option<Event>>);
+
+impl End {
+    /// Nothing is handed out any more but what was sent before, whoever still holds an [`Events`]: a thread, or what is told when
+    /// somebody waits for a lock.
+    pub fn reached(self) {
+        let _ = self.0.send(None);
+    }
 }
 
 impl Incoming {
@@ -134,14 +148,18 @@ impl Incoming {
     /// There is nothing: not yet, or never more.
     pub fn next(&mut self, wait: Duration) -> Result<Vec<Event>, RecvTimeoutError> {
         self.gate.leave(std::mem::take(&mut self.taken));
-        let mut next = Some(self.receiver.recv_timeout(wait)?);
+        let mut next = if self.over { None } else { Some(self.receiver.recv_timeout(wait)?) };
         let mut batch = Vec::new();
-        while let Some(event) = next {
+        while let Some(sent) = next {
+            let Some(event) = sent else {
+                self.over = true;
+                break;
+            };
             self.taken += cost(&event);
             batch.push(event);
             next = if self.taken < BATCH { self.receiver.try_recv().ok() } else { None };
         }
-        Ok(batch)
+        if self.over && batch.is_empty() { Err(RecvTimeoutError::Disconnected) } else { Ok(batch) }
     }
 }
 
@@ -197,7 +215,7 @@ impl Gate {
 /// The sending side: cheap to clone, one for each thread.
 #[derive(Clone)]
 pub struct Events {
-    sender: Option<Sender<Event>>,
+    sender: Option<Sender<Option<Event>>>,
     gate: Gate,
     next: Arc<AtomicUsize>,
     start: Instant,
@@ -214,8 +232,13 @@ impl Events {
     pub fn channel() -> (Self, Incoming) {
         let (sender, receiver) = channel();
         let gate = Gate::default();
-        let incoming = Incoming { receiver, gate: gate.clone(), taken: 0 };
+        let incoming = Incoming { receiver, gate: gate.clone(), taken: 0, over: false };
         (Self { sender: Some(sender), gate, next: Arc::new(AtomicUsize::new(1)), start: Instant::now() }, incoming)
+    }
+
+    /// What ends the receiving side before every sender is dropped; none where nobody listens.
+    pub fn end(&self) -> Option<End> {
+        self.sender.clone().map(End)
     }
 
     /// A sender that nobody listens to.
@@ -263,7 +286,7 @@ impl Events {
     fn send(&self, event: Event) {
         if let Some(sender) = &self.sender {
             // Nobody listening any more is no reason to stop working.
-            let _ = sender.send(event);
+            let _ = sender.send(Some(event));
         }
     }
 }
@@ -415,6 +438,18 @@ mod tests {
     use super::*;
 
     const PIECE: usize = 64 << 10;
+
+    #[test]
+    fn the_end_is_reached_while_somebody_could_still_send() {
+        let (events, mut incoming) = Events::channel();
+        let end = events.end().unwrap();
+        events.warn("last");
+        end.reached();
+        events.warn("too late");
+        let an_hour = Duration::from_secs(3600);
+        assert!(matches!(&incoming.next(an_hour).unwrap()[..], [Event::Warning { message, .. }] if message == "last"));
+        assert_eq!(incoming.next(an_hour).unwrap_err(), RecvTimeoutError::Disconnected);
+    }
 
     #[test]
     fn logs_wait_for_who_shows_them_and_lose_nothing() {

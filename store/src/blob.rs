@@ -1,5 +1,6 @@
 //! Hides where the bytes of a digest lie, and makes sure that they are those bytes.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -144,6 +145,19 @@ impl<'a> Blobs<'a> {
         }
         record::place(&*self.store.session()?, &self.store.layout().blob(&digest), bytes, Durability::Relaxed)?;
         Ok(digest)
+    }
+
+    /// Brings these blobs to the disk, with their names. What is there already costs little.
+    ///
+    /// # Errors
+    /// [`Error::BlobMissing`]; [`Error::Sync`], as [`Store::barrier`]; [`Error::Io`].
+    pub(crate) fn sync(&self, blobs: &BTreeSet<Digest>) -> Result<()> {
+        for digest in blobs {
+            self.open(digest)?.sync_all().map_err(|error| self.store.sync_failed(error))?;
+        }
+        let folder = self.store.layout().blobs();
+        let open = File::open(&folder).map_err(Error::io("open", &folder))?;
+        open.sync_all().map_err(|error| self.store.sync_failed(error))
     }
 
     /// Takes a blob away that somebody found to be damaged, so that it is fetched or made anew.

@@ -43,7 +43,8 @@
 //! * The tree of a layer can't be verified, so it is believed only under the boot id under which it was made, or with
 //!   a `durable` mark, or (for a built layer) when an image names it. Writing an image name is: one `syncfs`, then the marks
 //!   and the name, the name with `fsync` of file and folder. The mark is a file of its own because replacing
-//!   a record that was safe by one that isn't yet would put the layer at risk.
+//!   a record that was safe by one that isn't yet would put the layer at risk. Where the name stood for the same layers already, an
+//!   `fsync` of its blobs takes the place of the `syncfs`: whoever packs and pushes an image doesn't wait until that is on the disk, too.
 //! * When the barrier fails, `epoch` gets another text, so that nothing is believed any more that had not been marked: the kernel
 //!   tells of a failed write once, and goes on to show in memory what never reached the disk.
 //! * A cache record is as good as the layer that it names.

@@ -140,17 +140,30 @@ impl<'a> Images<'a> {
         for image in &mut record.platforms {
             image.layers = self.store.layers().close(&image.layers)?;
         }
-        self.store.make_durable(&record.needed_layers().cloned().collect::<Vec<_>>())?;
         let (path, label) = match &record.name {
             Some(name) => (self.store.layout().image(&name.to_string()), name.to_string()),
             None => (self.store.layout().nameless_image(&record.config), record.config.to_string()),
         };
+        self.make_durable(&record, &path)?;
         // For the old record to be the one that ours replaces.
         let lock_path = self.store.layout().name_lock(&label);
         let _lock = TransientLock::acquire(&lock_path, &WaitFor::Name(label), self.store.waiter())?;
         let old = record::read::<ImageRecord>(&path)?.or_lost();
         record::write(&*self.store.session()?, &path, &record, Durability::Durable)?;
         Ok(old.filter(|old| (old.config, &old.index) != (record.config, &record.index)))
+    }
+
+    /// Brings to the disk what the record needs. Where its file names the same layers already they are there, and only blobs can be
+    /// missing: a push, which has packed hundreds of megabytes that no name needs, adds a manifest.
+    fn make_durable(&self, record: &ImageRecord, path: &std::path::Path) -> Result<()> {
+        let layers: Vec<LayerId> = record.needed_layers().cloned().collect();
+        let old = record::read::<ImageRecord>(path)?.or_lost();
+        match old {
+            Some(old) if old.needed_layers().eq(&layers) && self.store.layers().are_durable(&layers)? => {
+                self.store.blobs().sync(&record.needed_blobs().collect())
+            }
+            _ => self.store.make_durable(&layers),
+        }
     }
 
     /// Takes a name away; its image goes with the next prune that finds no other use of it. False when there is no such name.

@@ -235,12 +235,14 @@ impl Store {
     /// [`Error::Sync`]: something that was written may be lost. Nothing may be named on the strength of it, and trying
     /// again proves nothing (the kernel reports a write-back error once).
     pub fn barrier(&self) -> Result<()> {
-        rustix::fs::syncfs(&self.inner.root).map_err(|errno| {
-            // Whoever opens the store from now on isn't told of the failure, and reads from memory what never reached the disk.
-            let nonce = session::nonce().unwrap_or_default();
-            let _ = fs::write(self.layout().epoch(), nonce);
-            Error::Sync { path: self.root().to_owned(), source: errno.into() }
-        })
+        rustix::fs::syncfs(&self.inner.root).map_err(|errno| self.sync_failed(errno.into()))
+    }
+
+    /// Whoever opens the store from now on isn't told of the failure, and reads from memory what never reached the disk.
+    pub(crate) fn sync_failed(&self, source: std::io::Error) -> Error {
+        let nonce = session::nonce().unwrap_or_default();
+        let _ = fs::write(self.layout().epoch(), nonce);
+        Error::Sync { path: self.root().to_owned(), source }
     }
 
     /// Brings what was written so far to the disk, so that the [`Store::barrier`] to come has less to do. It promises nothing, and it

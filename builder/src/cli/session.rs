@@ -152,7 +152,7 @@ impl Session {
             colour: self.environment.raw("NO_COLOR").is_none(),
             log_window: self.environment.text("BUILDKIT_TTY_LOG_LINES").and_then(|text| text.parse().ok()).unwrap_or(6),
         };
-        let watcher = Watcher::start(mode, style, receiver);
+        let watcher = Watcher::start(mode, style, (receiver, events.end()));
         let signal = Arc::new(AtomicI32::new(0));
         let mut used = None;
         let result = self.engine(events, &signal).and_then(|engine| {

@@ -11,13 +11,11 @@ mod tty;
 
 use std::io::{self, IsTerminal as _, Write};
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use kiln::event::{Event, Incoming};
+use kiln::event::{End, Event, Incoming};
 
 use trace::Trace;
 pub(crate) use trace::{FailedTask, Lints};
@@ -90,45 +88,33 @@ pub(crate) struct Summary {
 #[derive(Debug)]
 pub(crate) struct Watcher {
     thread: Option<JoinHandle<Summary>>,
-    over: Arc<AtomicBool>,
+    end: Option<End>,
 }
 
 impl Watcher {
-    /// Starts to show what arrives.
-    pub(crate) fn start(mode: Mode, style: Style, events: Incoming) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let mut source = Source { events, over: Arc::clone(&over) };
-        let watch = move || watch(mode, &style, &mut source);
-        Self { thread: std::thread::Builder::new().name("progress".to_owned()).spawn(watch).ok(), over }
+    /// Starts to show what arrives, until the end is reached.
+    pub(crate) fn start(mode: Mode, style: Style, (mut events, end): (Incoming, Option<End>)) -> Self {
+        let watch = move || watch(mode, &style, &mut events);
+        Self { thread: std::thread::Builder::new().name("progress".to_owned()).spawn(watch).ok(), end }
     }
 
-    /// Waits until all that was sent is shown.
+    /// Waits until all that was sent is shown. Not until nobody can send any more: somebody may have forgotten a sender.
     pub(crate) fn finish(self) -> Summary {
-        self.over.store(true, Ordering::SeqCst);
+        self.end.into_iter().for_each(End::reached);
         self.thread.and_then(|thread| thread.join().ok()).unwrap_or_default()
     }
 }
 
-/// Where events come from.
-struct Source {
-    events: Incoming,
-    /// Whether nothing more will come. Usually the channel itself says so, when its last sender is gone; this is for a
-    /// sender that somebody forgot on a thread, which must not keep kiln from ending.
-    over: Arc<AtomicBool>,
-}
-
-impl Source {
-    /// The next events, of which there may be none after this time; `None` when there will be no more. Those before are shown.
-    fn next(&mut self, wait: Duration) -> Option<Vec<Event>> {
-        match self.events.next(wait) {
-            Ok(events) => Some(events),
-            Err(RecvTimeoutError::Timeout) if !self.over.load(Ordering::SeqCst) => Some(Vec::new()),
-            Err(_) => None,
-        }
+/// The next events, of which there may be none after this time; `None` when there will be no more. Those before are shown.
+fn next(events: &mut Incoming, wait: Duration) -> Option<Vec<Event>> {
+    match events.next(wait) {
+        Ok(events) => Some(events),
+        Err(RecvTimeoutError::Timeout) => Some(Vec::new()),
+        Err(RecvTimeoutError::Disconnected) => None,
     }
 }
 
-fn watch(mode: Mode, style: &Style, source: &mut Source) -> Summary {
+fn watch(mode: Mode, style: &Style, source: &mut Incoming) -> Summary {
     match mode {
         Mode::Auto if io::stderr().is_terminal() => watch_tty(style, source),
         Mode::Tty => watch_tty(style, source),
@@ -136,7 +122,7 @@ fn watch(mode: Mode, style: &Style, source: &mut Source) -> Summary {
         Mode::RawJson => watch_raw_json(source),
         Mode::Quiet => {
             let mut trace = Trace::new(TAIL_LINES);
-            while let Some(events) = source.next(IDLE) {
+            while let Some(events) = next(source, IDLE) {
                 events.iter().for_each(|event| {
                     trace.apply(event);
                     paused(event);
@@ -162,12 +148,12 @@ fn summary(trace: Trace) -> Summary {
     Summary { failed: trace.failed(), warnings: Vec::new(), lints: trace.lints }
 }
 
-fn watch_plain(source: &mut Source) -> Summary {
+fn watch_plain(source: &mut Incoming) -> Summary {
     let clock = Instant::now();
     let mut trace = Trace::new(TAIL_LINES);
     let mut plain = plain::Plain::default();
     let mut out = Vec::new();
-    while let Some(events) = source.next(IDLE) {
+    while let Some(events) = next(source, IDLE) {
         for event in events {
             trace.apply(&event);
             plain.apply(&event, &trace);
@@ -185,11 +171,11 @@ fn watch_plain(source: &mut Source) -> Summary {
     summary(trace)
 }
 
-fn watch_raw_json(source: &mut Source) -> Summary {
+fn watch_raw_json(source: &mut Incoming) -> Summary {
     let mut trace = Trace::new(TAIL_LINES);
     let mut raw = raw_json::RawJson::new(SystemTime::now());
     let mut out = Vec::new();
-    while let Some(events) = source.next(IDLE) {
+    while let Some(events) = next(source, IDLE) {
         for event in events {
             trace.apply(&event);
             raw.write(&event, &trace, &mut out);
@@ -204,7 +190,7 @@ fn watch_raw_json(source: &mut Source) -> Summary {
     Summary { lints: None, ..summary(trace) }
 }
 
-fn watch_tty(style: &Style, source: &mut Source) -> Summary {
+fn watch_tty(style: &Style, source: &mut Incoming) -> Summary {
     let clock = Instant::now();
     let mut trace = Trace::new(TTY_TAIL_LINES);
     let mut painter = tty::Painter::default();
@@ -212,7 +198,7 @@ fn watch_tty(style: &Style, source: &mut Source) -> Summary {
     let mut next_frame = FIRST_FRAME;
     let mut is_paused = false;
     let wait = |next: Duration| next.saturating_sub(clock.elapsed()).max(Duration::from_millis(1));
-    while let Some(events) = source.next(if is_paused { IDLE } else { wait(next_frame) }) {
+    while let Some(events) = next(source, if is_paused { IDLE } else { wait(next_frame) }) {
         for event in events {
             trace.apply(&event);
             if matches!(event, Event::Paused { .. }) {
