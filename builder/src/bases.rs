@@ -265,7 +265,7 @@ fn fetch(engine: &Engine, reference: &Reference, platform: &Platform) -> Result<
     Ok((descriptor, manifest))
 }
 
-/// Fetches a blob into the store unless it is there.
+/// Fetches a blob into the store unless it is there. Of several who want it at the same time one fetches it.
 pub(crate) fn fetch_blob(
     engine: &Engine,
     repository: &Repository,
@@ -273,6 +273,10 @@ pub(crate) fn fetch_blob(
     progress: &dyn Fn(u64),
 ) -> Result<(), Error> {
     let blobs = engine.store.blobs();
+    if blobs.has_sized(&descriptor.digest, descriptor.size) {
+        return Ok(());
+    }
+    let _lock = blobs.lock(&descriptor.digest)?;
     if blobs.has_sized(&descriptor.digest, descriptor.size) {
         return Ok(());
     }

@@ -9,6 +9,7 @@ use kiln_oci::digest::{Digest, Hasher};
 
 use crate::Store;
 use crate::error::{Error, Result, named};
+use crate::lock::{TransientLock, WaitFor};
 use crate::record::{self, Durability};
 use crate::session::Draft;
 
@@ -116,6 +117,17 @@ impl<'a> Blobs<'a> {
         Ok(bytes)
     }
 
+    /// Locks the blob against all others that would fetch it: look whether it is there, lock, look again, fetch, unlock. Waits as long
+    /// as the handle's [`Store::on_wait`] lets it.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`], [`Error::Io`].
+    pub fn lock(&self, digest: &Digest) -> Result<BlobLock> {
+        let path = self.store.layout().blob_lock(digest);
+        let lock = TransientLock::acquire(&path, &WaitFor::Fetch(*digest), self.store.waiter())?;
+        Ok(BlobLock { _lock: lock, _store: self.store.clone() })
+    }
+
     /// Begins a blob whose digest nobody need know yet.
     ///
     /// # Errors
@@ -178,6 +190,14 @@ impl<'a> Blobs<'a> {
         }
         Error::BlobCorrupt { digest: *digest, reason }
     }
+}
+
+/// The lock of a blob that is being fetched; dropping it unlocks.
+#[derive(Debug)]
+pub struct BlobLock {
+    _lock: TransientLock,
+    /// The lease must outlive the lock.
+    _store: Store,
 }
 
 /// Writes a blob: hashes and counts what goes through. It has no digest before [`BlobWriter::commit`], and dropping it

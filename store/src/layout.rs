@@ -206,6 +206,10 @@ impl Layout {
         self.root.join("locks").join(format!("step-{}", key.hex()))
     }
 
+    pub(crate) fn blob_lock(&self, digest: &Digest) -> PathBuf {
+        self.root.join("locks").join(format!("blob-{}", digest.hex()))
+    }
+
     pub(crate) fn layer_lock(&self, id: &LayerId) -> PathBuf {
         self.root.join("locks").join(id.as_str())
     }

@@ -55,7 +55,7 @@ pub mod snapshot;
 pub mod tar;
 pub mod view;
 
-pub use blob::{BlobWriter, Blobs};
+pub use blob::{BlobLock, BlobWriter, Blobs};
 pub use cache::{Cache, CacheKey, CacheRecord, KeyLock};
 pub use error::{Error, Result};
 pub use form::TreeForm;

@@ -10,6 +10,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use kiln_oci::digest::Digest;
+
 use crate::cache::CacheKey;
 use crate::error::{Error, Result};
 use crate::snapshot::LayerId;
@@ -25,6 +27,8 @@ pub enum WaitFor {
     Step(CacheKey),
     /// The same base layer, which another process unpacks.
     Unpack(LayerId),
+    /// The same blob, which another process fetches.
+    Fetch(Digest),
     /// The cache mount with this id, which another step uses (`sharing=locked`) or makes.
     Mount(String),
     /// Another process that writes the same image name.
@@ -38,6 +42,7 @@ impl fmt::Display for WaitFor {
             Self::Users => f.write_str("other kiln processes to stop using the store"),
             Self::Step(_) => f.write_str("the same step in another kiln"),
             Self::Unpack(id) => write!(f, "another kiln to unpack layer {id}"),
+            Self::Fetch(digest) => write!(f, "another kiln to fetch the blob {digest}"),
             Self::Mount(id) => write!(f, "the cache mount `{id}`"),
             Self::Name(name) => write!(f, "another kiln to write the name `{name}`"),
         }

@@ -151,6 +151,10 @@ fn fetch(engine: &Engine, BaseLayer { blob, sources, .. }: &BaseLayer, task: &Ta
 
 /// Fetches a blob from the place of a shared cache into the store; its digest is proved on the way.
 fn fetch_from(engine: &Engine, place: &dyn Backend, blob: &Descriptor, progress: &dyn Fn(u64)) -> Result<(), Error> {
+    let _lock = engine.store.blobs().lock(&blob.digest)?;
+    if engine.store.blobs().has_sized(&blob.digest, blob.size) {
+        return Ok(());
+    }
     if place.proves() {
         let mut writer = engine.store.blobs().verified_writer()?;
         place.fetch_layer(blob, &mut writer, progress)?;
