@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
@@ -243,7 +243,7 @@ fn try_namespaces() -> Result<Result<(), Obstacle>, RunError> {
                 Ok(None) if signal.is_none_or(|signal| signal == Signal::SYS.as_raw()) => {
                     Ok(Err(Obstacle { stage: Stage::Unshare, errno: Errno::PERM.raw_os_error() }))
                 }
-                Ok(None) => Err(killed("the process that tries what this host allows")),
+                Ok(None) => Err(passing("the process that tries what this host allows was killed".to_owned())),
                 Err(error) => Ok(Err(other(error))),
             }
         }
@@ -289,8 +289,8 @@ enum Granted {
     Half { said: String },
     /// Nothing.
     Nothing { errno: i32 },
-    /// The child was killed before it could say: that tells nothing about this host.
-    Lost,
+    /// The child, or a program of its, was killed or lacked something for a moment: that tells nothing about this host.
+    Lost { said: String },
 }
 
 /// What each mode that was given up has to say.
@@ -329,7 +329,7 @@ fn change_namespace(wish: &Wish, is_root: bool) -> Result<(Option<Mode>, Refusal
         Granted::Whole => return Ok((Some(whole), refused)),
         Granted::One { said } => (said, false),
         Granted::Half { said } => (said, true),
-        Granted::Lost => return Err(killed("the process that gives ids to the user namespace")),
+        Granted::Lost { said } => return Err(passing(format!("the user namespace got no ids: {said}"))),
         Granted::Nothing { errno } => {
             refused.push((whole, explain(&Obstacle { stage: Stage::Map, errno }, &facts())));
             return Ok((None, refused));
@@ -351,9 +351,10 @@ fn change_namespace(wish: &Wish, is_root: bool) -> Result<(Option<Mode>, Refusal
     })
 }
 
-/// No mode is chosen on the word of a process that could not speak: another mode has another store, which would look empty.
-fn killed(who: &str) -> RunError {
-    RunError::Unavailable { reason: format!("{who} was killed"), remedy: "run kiln again".to_owned() }
+/// No mode is chosen on the word of a process that could not speak, or that lacked what it will have the next time: another mode has
+/// another store, which would look empty.
+fn passing(reason: String) -> RunError {
+    RunError::Unavailable { reason, remedy: "run kiln again".to_owned() }
 }
 
 fn not_granted(wish: &Wish, is_root: bool, uid: u32) -> String {
@@ -453,7 +454,7 @@ fn leave_namespace(grant: &Grant, one: &IdMaps) -> Result<Granted, Obstacle> {
             let said = wire::receive::<Granted>(&mut from_child);
             reap(pid);
             left?;
-            Ok(said.ok().flatten().unwrap_or(Granted::Lost))
+            Ok(said.ok().flatten().unwrap_or_else(|| Granted::Lost { said: "the process that gives them was killed".to_owned() }))
         }
     }
 }
@@ -467,10 +468,11 @@ fn give(process: &str, grant: &Grant, one: &IdMaps) -> Granted {
             let users = start(users, process, &map_arguments(&ids.users));
             let groups = start(groups, process, &map_arguments(&ids.groups));
             let (users, groups) = (finish(users), finish(groups));
-            if [&users, &groups].iter().any(|done| matches!(done, Err(None))) {
-                return Granted::Lost;
+            let passing = [&users, &groups].into_iter().find_map(|done| done.as_ref().err().filter(|not_given| not_given.passes));
+            if let Some(not_given) = passing {
+                return Granted::Lost { said: not_given.said.clone() };
             }
-            let words = |done: Result<(), Option<String>>| done.map_err(Option::unwrap_or_default);
+            let words = |done: Result<(), NotGiven>| done.map_err(|not_given| not_given.said);
             match (words(users), words(groups)) {
                 (Ok(()), Ok(())) => Granted::Whole,
                 (Err(said), Err(_)) => match write_maps(&folder, one) {
@@ -502,29 +504,58 @@ fn half(written: io::Result<()>, said: String) -> Granted {
     }
 }
 
-fn start(program: &Path, process: &str, map: &[String]) -> Result<(std::process::Child, String), String> {
-    let name = program.display().to_string();
-    let mut command = Command::new(program);
-    command.arg(process).args(map).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    match command.spawn() {
-        Ok(child) => Ok((child, name)),
-        Err(error) => Err(format!("{name} can't be run ({error})")),
+/// Why a program that gives ids did not.
+struct NotGiven {
+    said: String,
+    /// It says nothing of the next time: the program was killed, or the machine lacked something.
+    passes: bool,
+}
+
+/// What a machine lacks for a moment.
+const PASSING: [Errno; 7] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::INTR, Errno::IO, Errno::NOBUFS];
+
+impl NotGiven {
+    fn of(name: &str, error: &io::Error) -> Self {
+        let passes = PASSING.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
+        Self { said: format!("{name} can't be run ({error})"), passes }
+    }
+
+    /// By what the program wrote, which ends with the C library's words for an error.
+    fn told(name: &str, status: ExitStatus, said: &str) -> Self {
+        let said = said.trim().replace('\n', "; ");
+        // These are the words of glibc, musl says one of them in another way.
+        const WORDS: [&str; 8] = [
+            "Too many open files",
+            "No file descriptors available",
+            "Cannot allocate memory",
+            "Out of memory",
+            "Resource temporarily unavailable",
+            "Interrupted system call",
+            "nput/output error",
+            "I/O error",
+        ];
+        let passes = status.signal() == Some(Signal::KILL.as_raw()) || WORDS.iter().any(|words| said.contains(words));
+        Self { said: if said.is_empty() { format!("{name} failed ({status})") } else { said }, passes }
     }
 }
 
-/// Why it failed; nothing when it was killed.
-fn finish(started: Result<(std::process::Child, String), String>) -> Result<(), Option<String>> {
+fn start(program: &Path, process: &str, map: &[String]) -> Result<(std::process::Child, String), NotGiven> {
+    let name = program.display().to_string();
+    let mut command = Command::new(program);
+    command.arg(process).args(map).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).env("LC_ALL", "C");
+    match command.spawn() {
+        Ok(child) => Ok((child, name)),
+        Err(error) => Err(NotGiven::of(&name, &error)),
+    }
+}
+
+fn finish(started: Result<(std::process::Child, String), NotGiven>) -> Result<(), NotGiven> {
     let (child, name) = started?;
-    let output = child.wait_with_output().map_err(|error| Some(format!("{name}: {error}")))?;
-    if output.status.success() {
-        return Ok(());
+    let output = child.wait_with_output().map_err(|error| NotGiven::of(&name, &error))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(NotGiven::told(&name, output.status, &String::from_utf8_lossy(&output.stderr))),
     }
-    if output.status.signal() == Some(Signal::KILL.as_raw()) {
-        return Err(None);
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.trim().replace('\n', "; ");
-    Err(Some(if said.is_empty() { format!("{name} failed ({})", output.status) } else { said }))
 }
 
 /// Writes maps that need rights over the ids.

@@ -198,6 +198,16 @@ def main():
     # Whoever ends it early leaves no daemon behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     before = os.getloadavg()
+    version = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=os.path.dirname(__file__), capture_output=True, text=True).stdout.strip()
+    command = shlex.join(["testdata/tools/bench.py", "KILN", *sys.argv[2:]])
+    about = __doc__.rstrip().split("\n\n")  # first line, usage, works, growth, --require
+    head = ["# Benchmarks", "", about[0], "", f"Made by `{command}` (kiln of {version or 'unknown origin'}); load before: "
+            f"{before[0]:.1f}. {machine()}.", "", "\n\n".join(about[2:4]), ""]
+
+    def write():
+        if o.write:
+            pathlib.Path(o.write).write_text("\n".join(head + text))
+
     text, failed = [], []
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as folder:
         seeds = ["busybox"] + (["debian"] if o.part != "growth" and any(o.only in w.name and w.base.startswith("debian") for w in works.WORKS) else [])
@@ -210,6 +220,7 @@ def main():
                     put("big", works.big_base(1, 800))
                 lines, failed = compared(o, facts["host"])
                 text += ["## Against other builders", "", *lines, ""]
+                write()  # Who ends it here has that.
             if o.part != "works":
                 lines, bad = growth.table(o, facts["host"], put)
                 text += ["## Growth", "", *lines, "", f"Worse than linear: {'; '.join(bad) or 'nothing'}.", ""]
@@ -217,14 +228,8 @@ def main():
             sys.exit(f"{error}\n{(error.stderr or b'').decode(errors='replace')}")
         finally:
             registry.stop()
-    version = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=os.path.dirname(__file__), capture_output=True, text=True).stdout.strip()
-    command = shlex.join(["testdata/tools/bench.py", "KILN", *sys.argv[2:]])
-    about = __doc__.rstrip().split("\n\n")  # first line, usage, works, growth, --require
-    head = ["# Benchmarks", "", about[0], "", f"Made by `{command}` (kiln of {version or 'unknown origin'}); load before: "
-            f"{before[0]:.1f}. {machine()}.", "", "\n\n".join(about[2:4]), ""]
     print("\n".join(text))
-    if o.write:
-        pathlib.Path(o.write).write_text("\n".join(head + text))
+    write()
     if failed:
         print("goals missed: " + "; ".join(failed), file=sys.stderr)
         if o.require:

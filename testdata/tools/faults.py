@@ -95,7 +95,8 @@ def tree(path):
 
 
 def size(store):
-    """The files of a store and their bytes without what only makes later builds faster; and what lies on its way in or out."""
+    """The files of a store and their bytes, without what only makes later builds faster and what a failed sync leaves as a warning; and
+    what lies on its way in or out."""
     files, total, passing = 0, 0, []
     for folder, folders, names in os.walk(store):
         below = os.path.relpath(folder, store).split("/")
@@ -106,6 +107,7 @@ def size(store):
             passing += [os.path.join(*below, name) for name in folders + names]
             folders.clear()
             continue
+        names = [name for name in names if name != "epoch"]
         files += len(names)
         total += sum(os.lstat(os.path.join(folder, name)).st_size for name in names)
     return files, total, passing
