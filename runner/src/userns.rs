@@ -535,7 +535,12 @@ impl NotGiven {
             "I/O error",
         ];
         let passes = status.signal() == Some(Signal::KILL.as_raw()) || WORDS.iter().any(|words| said.contains(words));
-        Self { said: if said.is_empty() { format!("{name} failed ({status})") } else { said }, passes }
+        let said = match (said.is_empty(), passes) {
+            (true, _) => format!("{name} failed ({status})"),
+            (false, true) => format!("`{name}` failed ({said})"),
+            (false, false) => said,
+        };
+        Self { said, passes }
     }
 }
 
