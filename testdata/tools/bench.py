@@ -7,8 +7,9 @@ usage: bench.py KILN [--rounds N] [--only WORK] [--peers buildkit,buildah,podman
 Works: in a round all sides do the same work, one after the other, and every round begins with another one. Each round has a disk,
 stores and daemons of its own. `cold`: a side has nothing of the work but the base image (and not even that where fetching it is the
 work). `again`: nothing changed since. A ratio is the other side's time divided by kiln's in the same round; given are the least,
-the median and the largest. The first peer is in every round, the others in one (`--others`). One more round, before the others and not timed, is for peak memory (private and shared pages of all
-the side's own programs, without the page cache) and for the bytes that reached the disk.
+the median and the largest. The first peer is in every round, the others in one (`--others`). One more round, before the others and not
+timed, is for peak memory (private and shared pages of all the side's own programs, without the page cache) and for the bytes that
+reached the disk.
 
 Growth: one side, kiln, does 10, 100, 1,000, … times the same. "One more" is what a unit costs between this line and the one
 before; where that rises by half, cost grows faster than the work.
