@@ -89,8 +89,8 @@ impl Engine {
         })
     }
 
-    /// Prepares a layer above `parent` for a command, which sees the merged tree as an overlay or, where there's none and of more
-    /// layers than one overlay takes, as a copy.
+    /// Prepares a layer above `parent` for a command, which sees the merged tree as an overlay or, where there is none or
+    /// there are more layers than one takes, as a copy.
     pub(crate) fn prepare(&self, parent: Option<&LayerId>) -> Result<Prepared, Error> {
         let layers = self.store.layers();
         if self.ground.snapshots == Snapshots::Overlay {

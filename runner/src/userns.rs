@@ -593,3 +593,29 @@ fn reap(pid: Pid) -> Option<WaitStatus> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::ExitStatus;
+
+    use super::NotGiven;
+
+    /// What a machine lacks for a moment chooses no mode; what it will never give does.
+    #[test]
+    fn what_passes_is_told_from_what_stays() {
+        for (status, said, passes) in [
+            (256, "newuidmap: open of uid_map failed: Too many open files\n", true),
+            (256, "newuidmap: open of uid_map failed: No file descriptors available\n", true),
+            (256, "newgidmap: Input/output error", true),
+            (9, "", true),
+            (256, "newuidmap: write to uid_map failed: Operation not permitted\n", false),
+            (256, "newuidmap: uid range [1-65536) -> [100000-165535) not allowed\n", false),
+            (256, "", false),
+        ] {
+            let not_given = NotGiven::told("/usr/bin/newuidmap", ExitStatus::from_raw(status), said);
+            assert_eq!(not_given.passes, passes, "{status} {said:?}");
+            assert!(!passes || not_given.said.contains("/usr/bin/newuidmap"), "{}", not_given.said);
+        }
+    }
+}

@@ -200,14 +200,15 @@ fn mounts(engine: &Engine, op: &ExecOp, setting: &Setting<'_>, task: &Task, held
         match &mount.kind {
             MountKind::Bind(bind) => {
                 let layer = shown.next().and_then(|shown| shown.layer.clone());
-                let depth =
-                    layer.as_ref().map_or(Ok(0), |layer| engine.store.layers().lowers(layer).map(|lowers| lowers.len()))?;
-                if engine.snapshots() == Snapshots::Copy || !engine.can_stack(depth) {
+                let prepared = match engine.snapshots() {
+                    Snapshots::Overlay => Some(engine.store.layers().prepare(layer.as_ref())?),
+                    Snapshots::Copy => None,
+                };
+                let Some(prepared) = prepared.filter(|prepared| engine.can_stack(prepared.lowers.len())) else {
                     let (path, subpath) = copied(engine, layer.as_ref(), bind, held)?;
                     out.push(Mount { target, source: MountSource::Bind { path }, subpath, readonly: !bind.writable });
                     continue;
-                }
-                let prepared = engine.store.layers().prepare(layer.as_ref())?;
+                };
                 let source = if prepared.lowers.is_empty() {
                     // Of no layers there is no overlay: the fresh folder, which is dropped, is all that an empty root needs.
                     MountSource::Bind { path: prepared.upper.clone() }

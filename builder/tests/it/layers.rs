@@ -83,6 +83,7 @@ fn a_layer_is_packed_while_later_steps_run() {
     let facts = std::fs::read_to_string(built[0].join("facts.json")).unwrap();
     assert!(facts.contains("\"diff_id\":\"sha256:"), "{facts}");
 }
+
 /// F33: 510 layers, or 1,000 with `KILN_TEST_FULL=1`, and an overlay takes 500.
 #[test]
 fn images_of_many_layers() {
